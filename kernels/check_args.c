@@ -1,0 +1,1 @@
+#include "kernels/check_args.h"

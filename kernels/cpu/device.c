@@ -1,0 +1,236 @@
+/*
+ * The CPU's stream: a pool of threads. The caller's thread is one of them; the others sleep between
+ * calls.
+ */
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "kernels/cpu/cpu.h"
+
+/* How often a waiting worker looks before it sleeps: a step of decoding has many short calls. */
+#define SPIN 2000
+
+typedef struct worker {
+    struct lh_stream *stream;
+    pthread_t thread;
+    float *scratch;
+} worker;
+
+struct lh_stream {
+    int n_threads;
+    int n_started;   /* workers that run: 1 .. n_threads - 1 of `workers` */
+    worker *workers; /* [n_threads]; 0 is the caller */
+    void *scratch;
+
+    pthread_mutex_t lock;
+    pthread_cond_t wake, idle;
+    atomic_uint round; /* counts the calls of lh_cpu_parallel */
+    int quit;          /* under lock */
+    atomic_int busy;   /* workers that have not finished this round */
+
+    /* the work of this round */
+    lh_cpu_item fn;
+    void *ctx;
+    int64_t n_items;
+    atomic_llong next;
+};
+
+static void take_items(struct lh_stream *s, float *scratch)
+{
+    for (;;) {
+        long long i = atomic_fetch_add_explicit(&s->next, 1, memory_order_relaxed);
+        if (i >= s->n_items)
+            return;
+        s->fn(s->ctx, i, scratch);
+    }
+}
+
+static inline void relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
+
+static void *work(void *arg)
+{
+    worker *w = arg;
+    struct lh_stream *s = w->stream;
+    unsigned seen = 0;
+
+    for (;;) {
+        for (int i = 0; i < SPIN && atomic_load_explicit(&s->round, memory_order_acquire) == seen;
+             i++)
+            relax();
+        if (atomic_load_explicit(&s->round, memory_order_acquire) == seen) {
+            pthread_mutex_lock(&s->lock);
+            while (atomic_load_explicit(&s->round, memory_order_acquire) == seen)
+                pthread_cond_wait(&s->wake, &s->lock);
+            pthread_mutex_unlock(&s->lock);
+        }
+        seen++;
+        if (s->quit) /* written before the round it belongs to */
+            return NULL;
+        take_items(s, w->scratch);
+        if (atomic_fetch_sub_explicit(&s->busy, 1, memory_order_acq_rel) == 1) {
+            pthread_mutex_lock(&s->lock);
+            pthread_cond_signal(&s->idle);
+            pthread_mutex_unlock(&s->lock);
+        }
+    }
+}
+
+/* Publishes the round that the fields above describe. */
+static void start_round(struct lh_stream *s)
+{
+    atomic_store_explicit(&s->busy, s->n_started, memory_order_relaxed);
+    pthread_mutex_lock(
+        &s->lock); /* a worker that saw no round is now waiting, or will see this one */
+    atomic_fetch_add_explicit(&s->round, 1, memory_order_release);
+    pthread_cond_broadcast(&s->wake);
+    pthread_mutex_unlock(&s->lock);
+}
+
+void lh_cpu_parallel(lh_stream *s, int64_t n_items, lh_cpu_item fn, void *ctx)
+{
+    if (n_items <= 0)
+        return;
+    if (n_items == 1 || s->n_started == 0) {
+        for (int64_t i = 0; i < n_items; i++)
+            fn(ctx, i, s->workers[0].scratch);
+        return;
+    }
+    s->fn = fn;
+    s->ctx = ctx;
+    s->n_items = n_items;
+    atomic_store_explicit(&s->next, 0, memory_order_relaxed);
+    start_round(s);
+    take_items(s, s->workers[0].scratch);
+    for (int i = 0; i < SPIN && atomic_load_explicit(&s->busy, memory_order_acquire) > 0; i++)
+        relax();
+    if (atomic_load_explicit(&s->busy, memory_order_acquire) > 0) {
+        pthread_mutex_lock(&s->lock);
+        while (atomic_load_explicit(&s->busy, memory_order_acquire) > 0)
+            pthread_cond_wait(&s->idle, &s->lock);
+        pthread_mutex_unlock(&s->lock);
+    }
+}
+
+int lh_cpu_threads(const lh_stream *s)
+{
+    return s->n_threads;
+}
+
+size_t lh_cpu_stream_bytes(int n_threads)
+{
+    return (size_t)n_threads * LH_CPU_SCRATCH * sizeof(float);
+}
+
+static void cpu_close(lh_stream *s)
+{
+    if (!s)
+        return;
+    if (s->n_started > 0) {
+        s->quit = 1;
+        start_round(s);
+        for (int i = 1; i <= s->n_started; i++)
+            pthread_join(s->workers[i].thread, NULL);
+    }
+    pthread_cond_destroy(&s->idle);
+    pthread_cond_destroy(&s->wake);
+    pthread_mutex_destroy(&s->lock);
+    free(s->scratch);
+    free(s->workers);
+    free(s);
+}
+
+static lh_status cpu_open(lh_stream **out, int index, int n_threads)
+{
+    lh_status st = LH_OK;
+    lh_stream *s = NULL;
+
+    LH_REQUIRE(index == 0, LH_ERR_INVALID, "cpu device %d: there is only 0", index);
+    LH_REQUIRE(n_threads >= 1 && n_threads <= 4096, LH_ERR_INVALID,
+               "%d threads: expected 1 to 4096", n_threads);
+    s = calloc(1, sizeof *s);
+    LH_REQUIRE(s, LH_ERR_NOMEM, "cpu stream");
+    s->n_threads = n_threads;
+    pthread_mutex_init(&s->lock, NULL);
+    pthread_cond_init(&s->wake, NULL);
+    pthread_cond_init(&s->idle, NULL);
+    s->workers = calloc((size_t)n_threads, sizeof *s->workers);
+    LH_REQUIRE_OUT(s->workers, LH_ERR_NOMEM, "%d threads", n_threads);
+    LH_TRY_OUT(lh_alloc(&s->scratch, lh_cpu_stream_bytes(n_threads), "scratch of the threads"));
+    for (int i = 0; i < n_threads; i++) {
+        s->workers[i].stream = s;
+        s->workers[i].scratch = (float *)s->scratch + (size_t)i * LH_CPU_SCRATCH;
+    }
+    for (int i = 1; i < n_threads; i++) {
+        LH_REQUIRE_OUT(pthread_create(&s->workers[i].thread, NULL, work, &s->workers[i]) == 0,
+                       LH_ERR_NOMEM, "thread %d of %d did not start", i, n_threads);
+        s->n_started = i;
+    }
+    *out = s;
+    s = NULL;
+out:
+    cpu_close(s);
+    return st;
+}
+
+static lh_status cpu_alloc(lh_stream *s, void **out, size_t bytes, const char *what)
+{
+    (void)s;
+    size_t padded = 0;
+
+    *out = NULL;
+    LH_REQUIRE(lh_add_size(&padded, bytes, 511) == 0, LH_ERR_NOMEM, "%s: %zu bytes", what, bytes);
+    void *p = aligned_alloc(256, padded / 256 * 256);
+    LH_REQUIRE(p, LH_ERR_NOMEM, "%s: %zu bytes not available", what, bytes);
+    memset(p, 0, bytes);
+    *out = p;
+    return LH_OK;
+}
+
+static void cpu_release(lh_stream *s, void *p)
+{
+    (void)s;
+    free(p);
+}
+
+static lh_status cpu_copy(lh_stream *s, void *to, const void *from, size_t bytes)
+{
+    (void)s;
+    if (bytes > 0)
+        memcpy(to, from, bytes);
+    return LH_OK;
+}
+
+static lh_status cpu_zero(lh_stream *s, void *p, size_t bytes)
+{
+    (void)s;
+    if (bytes > 0)
+        memset(p, 0, bytes);
+    return LH_OK;
+}
+
+static lh_status cpu_sync(lh_stream *s)
+{
+    (void)s;
+    return LH_OK;
+}
+
+const lh_device_ops lh_device_cpu = {
+    .name = "cpu",
+    .open = cpu_open,
+    .close = cpu_close,
+    .alloc = cpu_alloc,
+    .release = cpu_release,
+    .upload = cpu_copy,
+    .download = cpu_copy,
+    .copy = cpu_copy,
+    .zero = cpu_zero,
+    .sync = cpu_sync,
+};

@@ -1,0 +1,28 @@
+#include "kernels/cpu/cpu.h"
+
+const lh_kernels lh_kernels_cpu = {
+    .name = "cpu",
+    .act_bytes = sizeof(float),
+    .device = &lh_device_cpu,
+    .embed = lh_cpu_embed,
+    .rmsnorm = lh_cpu_rmsnorm,
+    .linear = lh_cpu_linear,
+    .short_conv = lh_cpu_short_conv,
+    .kda_gate = lh_cpu_kda_gate,
+    .kda_prepare = lh_cpu_kda_prepare,
+    .kda_fold = lh_cpu_kda_fold,
+    .kda_finish = lh_cpu_kda_finish,
+    .kda_step = lh_cpu_kda_step,
+    .gated_norm = lh_cpu_gated_norm,
+    .latent = lh_cpu_latent,
+    .mla_prefill = lh_cpu_mla_prefill,
+    .mla_decode = lh_cpu_mla_decode,
+    .router = lh_cpu_router,
+    .ffn = lh_cpu_ffn,
+    .gather = lh_cpu_gather,
+    .combine = lh_cpu_combine,
+    .kda_work_bytes = lh_cpu_kda_work_bytes,
+    .mla_prefill_work_bytes = lh_cpu_mla_prefill_work_bytes,
+    .mla_decode_work_bytes = lh_cpu_mla_decode_work_bytes,
+    .stream_bytes = lh_cpu_stream_bytes,
+};

@@ -1,0 +1,50 @@
+/*
+ * Memory and queues of a backend: the only place from which a device's memory comes.
+ *
+ * A stream is a queue of work on one device with its threads or its GPU. Operations and copies
+ * queued on it run in order. On the CPU backend they have run when the call returns; on a GPU they
+ * may still be running until sync. A stream belongs to one thread.
+ */
+#ifndef LH_KERNELS_DEVICE_H
+#define LH_KERNELS_DEVICE_H
+
+#include <stddef.h>
+
+#include "base/status.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct lh_stream lh_stream;
+
+typedef struct lh_device_ops {
+    const char *name; /* "cpu", "cuda" */
+
+    /* Opens device `index` (a GPU's number; 0 on the CPU) with `n_threads` >= 1 threads of the host
+     * for its work. */
+    lh_status (*open)(lh_stream **out, int index, int n_threads);
+    void (*close)(lh_stream *s); /* accepts NULL */
+
+    /* `bytes` of zeroed device memory, aligned to 256 bytes; LH_ERR_NOMEM names `what`. release
+     * accepts NULL. */
+    lh_status (*alloc)(lh_stream *s, void **out, size_t bytes, const char *what);
+    void (*release)(lh_stream *s, void *p);
+
+    /* Copies, queued in order; host memory must stay as it is until sync. Zero bytes are fine. */
+    lh_status (*upload)(lh_stream *s, void *device, const void *host, size_t bytes);
+    lh_status (*download)(lh_stream *s, void *host, const void *device, size_t bytes);
+    lh_status (*copy)(lh_stream *s, void *to, const void *from,
+                      size_t bytes); /* device to device, no overlap */
+    lh_status (*zero)(lh_stream *s, void *p, size_t bytes);
+
+    /* Waits until everything queued has run; returns the first failure among it. */
+    lh_status (*sync)(lh_stream *s);
+} lh_device_ops;
+
+extern const lh_device_ops lh_device_cpu;
+
+#ifdef __cplusplus
+}
+#endif
+#endif
