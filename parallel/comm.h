@@ -1,0 +1,117 @@
+/*
+ * Communicators: how ranks talk. One interface; `self` for one rank, `mpi` for ranks with host
+ * memory; one over NCCL fits beside them.
+ *
+ * Every function but abort and destroy is collective over the communicator or between the two ranks
+ * named, and is called by all of them in the same order. Every wait has the communicator's
+ * deadline: a peer that does not answer in time gives LH_ERR_TIMEOUT with the peer's rank, the
+ * operation and the place set by lh_comm_at. After LH_ERR_TIMEOUT or LH_ERR_MPI only abort and
+ * destroy may be called.
+ *
+ * Buffers are memory of the stream's device (host memory for self and mpi, which ignore the
+ * stream). They are free again on return. Sizes are in bytes, 64 bits wide, zero allowed. A
+ * communicator belongs to one thread.
+ */
+#ifndef LH_PARALLEL_COMM_H
+#define LH_PARALLEL_COMM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/status.h"
+#include "kernels/device.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct lh_comm lh_comm;
+
+typedef struct lh_comm_ops {
+    const char *name; /* "self", "mpi", "nccl" */
+    lh_status (*bcast)(lh_comm *c, void *buf, size_t bytes, int root, lh_stream *s);
+    lh_status (*allgather)(lh_comm *c, const void *send, size_t bytes, void *recv, lh_stream *s);
+    lh_status (*allgatherv)(lh_comm *c, const void *send, void *recv, const size_t *recv_bytes,
+                            const size_t *recv_offset, lh_stream *s);
+    lh_status (*alltoallv)(lh_comm *c, const void *send, const size_t *send_bytes, void *recv,
+                           const size_t *recv_bytes, lh_stream *s);
+    lh_status (*sendrecv)(lh_comm *c, const void *send, size_t send_bytes, int to, void *recv,
+                          size_t recv_bytes, int from, lh_stream *s);
+    void (*abort)(lh_comm *c, int exit_code);
+    void (*destroy)(lh_comm *c);
+} lh_comm_ops;
+
+/* First member of each backend's struct. */
+struct lh_comm {
+    const lh_comm_ops *ops;
+    int rank, size;
+    double timeout_s;    /* limit of every wait */
+    const char *what;    /* lh_comm_at: phase; a literal */
+    int layer;           /* lh_comm_at: layer, or -1 */
+    uint64_t bytes_sent; /* to other ranks, since creation; for the report */
+    uint64_t bytes_received;
+    uint64_t calls;
+};
+
+lh_status lh_comm_self_create(lh_comm **out);
+
+/*
+ * Over all ranks of the MPI job, on a duplicate of MPI_COMM_WORLD. Initializes MPI if it is not;
+ * MPI is finalized by lh_comm_mpi_finalize. Waits poll, and yield the core when nothing comes, so
+ * that more ranks than cores get on. LH_ERR_UNAVAILABLE: built without MPI.
+ */
+lh_status lh_comm_mpi_create(lh_comm **out, double timeout_s);
+
+/* Ends MPI if this program began it; after the last communicator is destroyed, at the end of main.
+ */
+void lh_comm_mpi_finalize(void);
+
+/* Accepts NULL. Not collective. */
+void lh_comm_destroy(lh_comm *c);
+
+/* Ends the whole job at once with this exit code; does not return on more than one rank. */
+void lh_comm_abort(lh_comm *c, int exit_code);
+
+/* Says where the program is, for messages about waits: ("dispatch", 3). `what` is kept, not copied.
+ */
+void lh_comm_at(lh_comm *c, const char *what, int layer);
+
+/*
+ * The end of a set-up step: every rank brings its status. All LH_OK: LH_OK everywhere. Otherwise
+ * the lowest failing rank gets its own status back (and will print why), every other rank
+ * LH_ERR_PEER, and every rank's exit code is that rank's.
+ */
+lh_status lh_comm_agree(lh_comm *c, lh_status mine);
+
+/* All ranks must bring equal bytes. LH_ERR_DISAGREE names `what` and the lowest rank that differs
+ * from rank 0, on all ranks alike. */
+lh_status lh_comm_same(lh_comm *c, const void *bytes, size_t n, const char *what);
+
+/* buf of root to all. */
+lh_status lh_comm_bcast(lh_comm *c, void *buf, size_t bytes, int root, lh_stream *s);
+
+/* recv [size][bytes]: everyone's `send`, in rank order. recv may contain send at its own place. */
+lh_status lh_comm_allgather(lh_comm *c, const void *send, size_t bytes, void *recv, lh_stream *s);
+
+/*
+ * recv_bytes[r] from each rank r to recv + recv_offset[r]; the own part is copied from `send`
+ * unless it is there already (send == recv + recv_offset[rank]). recv_bytes must agree on all
+ * ranks.
+ */
+lh_status lh_comm_allgatherv(lh_comm *c, const void *send, void *recv, const size_t *recv_bytes,
+                             const size_t *recv_offset, lh_stream *s);
+
+/* send_bytes[r] to each rank r, packed in rank order; recv packed alike. Both sides must name the
+ * same size. */
+lh_status lh_comm_alltoallv(lh_comm *c, const void *send, const size_t *send_bytes, void *recv,
+                            const size_t *recv_bytes, lh_stream *s);
+
+/* Sends to `to` and receives from `from` at once; a rank of -1 leaves that half out; the own rank
+ * copies. */
+lh_status lh_comm_sendrecv(lh_comm *c, const void *send, size_t send_bytes, int to, void *recv,
+                           size_t recv_bytes, int from, lh_stream *s);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,305 @@
+/*
+ * The public interface of Longhaul: an engine that holds a model, sessions that hold sequences, a
+ * step over any of them, a tokenizer, a sampler, a plan. The program's commands use nothing else of
+ * the runtime.
+ *
+ * Ranks. A job of several ranks is one program on every rank that makes the same calls in the same
+ * order with the same arguments (tokens and options included): every function below marked
+ * collective. All ranks receive the same results.
+ *
+ * Errors. Functions return lh_status; the text is lh_last_error() (base/status.h). Outputs are
+ * written on success only. During set-up (open, create) all ranks succeed or all fail, ranks that
+ * are not at fault with LH_ERR_PEER. A failure inside lh_step on a job of several ranks leaves the
+ * engine unusable: destroy it, or end the job with lh_engine_abort.
+ *
+ * Objects belong to the thread that made them.
+ */
+#ifndef LH_RUNTIME_LONGHAUL_H
+#define LH_RUNTIME_LONGHAUL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/status.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define LH_VERSION "0.1.0"
+
+typedef struct lh_engine lh_engine;
+typedef struct lh_session lh_session;
+typedef struct lh_tokenizer lh_tokenizer;
+
+/* ------------------------------------------------------------------ engine */
+
+typedef struct lh_progress {
+    const char *phase;   /* "load", "prefill" */
+    int64_t done, total; /* bytes of this rank for "load", tokens of the step for "prefill" */
+    double seconds;      /* since the phase began */
+} lh_progress;
+
+typedef struct lh_engine_opts {
+    const char *model_dir;
+    const char *backend;    /* "auto", "cpu", "cuda"; NULL is "auto" */
+    int use_mpi;            /* 1: a rank of an MPI job; 0: alone */
+    int n_threads;          /* of this rank, >= 1 */
+    int64_t segment_tokens; /* grid of state passing; 0: 512. A multiple of 64, at most 65,536 */
+    int64_t block_tokens;   /* tokens of a prefill block; 0: chosen. Rounded up to whole segments */
+    int64_t context_tokens; /* largest context of a session, >= 1 */
+    int max_sessions;       /* sessions that may exist at once, >= 1 */
+    double peer_timeout_s;  /* limit of every wait for another rank; 0: 60 */
+    int allow_nonfinite;    /* go on when logits are not finite */
+    void (*progress)(void *user, const lh_progress *p); /* may be NULL; called on every rank */
+    void *user;
+} lh_engine_opts;
+
+/* Opens a checkpoint and allocates what the plan says. Collective. The directory's name is copied.
+ */
+lh_status lh_engine_open(lh_engine **out, const lh_engine_opts *opts);
+
+/* Accepts NULL. Sessions must be destroyed before. Not collective. */
+void lh_engine_close(lh_engine *e);
+
+/* Ends the whole job at once with the exit code of `why`. On one rank it returns. */
+void lh_engine_abort(lh_engine *e, lh_status why);
+
+int lh_engine_rank(const lh_engine *e);
+int lh_engine_size(const lh_engine *e);
+const char *lh_engine_backend(const lh_engine *e); /* "cpu", "cuda" */
+int64_t lh_engine_segment(const lh_engine *e);
+int64_t lh_engine_block(const lh_engine *e);
+
+/* For a program's own set-up steps. Collective. agree: see lh_comm_agree. bcast: `bytes` of rank
+ * 0's buffer to all. */
+lh_status lh_engine_agree(lh_engine *e, lh_status mine);
+lh_status lh_engine_bcast(lh_engine *e, void *buf, size_t bytes);
+
+/* --------------------------------------------------------------- the model */
+
+typedef struct lh_model_info {
+    int n_layers, n_kda_layers, n_mla_layers;
+    int64_t n_vocab, d_model;
+    int n_experts, top_k, n_shared_experts, n_dense_layers;
+    int kda_heads, kda_head_dim, mla_heads;
+    int latent_dim, rope_dim;
+    int64_t max_context; /* model_max_length */
+    int64_t n_parameters;
+    size_t weight_bytes; /* of the whole checkpoint's tensors */
+    int32_t bos_token;
+    int n_eos;
+    int32_t eos_tokens[16]; /* of config.json and generation_config.json, one id or a list */
+} lh_model_info;
+
+const lh_model_info *lh_engine_model(const lh_engine *e);
+
+/* ---------------------------------------------------------------- sessions */
+
+/* A sequence with room for `context` tokens, at most the engine's. Collective. */
+lh_status lh_session_create(lh_session **out, lh_engine *e, int64_t context);
+void lh_session_destroy(lh_session *s);           /* accepts NULL; not collective */
+int64_t lh_session_position(const lh_session *s); /* tokens so far */
+int64_t lh_session_context(const lh_session *s);
+
+/* Forgets everything; the room stays. Not collective, but all ranks must do it. */
+lh_status lh_session_reset(lh_session *s);
+
+/*
+ * Advances sessions of any lengths. Each item's tokens are one turn: its segments are counted from
+ * its first token. One token takes the decoding path. No session may occur twice. Collective.
+ *
+ * LH_ERR_DATA: a token outside the vocabulary, or more tokens than the context has room for;
+ * nothing was computed.
+ */
+typedef struct lh_step_item {
+    lh_session *session;
+    const int32_t *tokens; /* [n_tokens], n_tokens >= 1 */
+    int64_t n_tokens;
+    int64_t n_logits; /* how many of the last positions' logits are wanted, 0 .. n_tokens */
+    float *logits;    /* out [n_logits, n_vocab], oldest first; the caller's memory, filled on every
+                         rank */
+} lh_step_item;
+
+lh_status lh_step(lh_engine *e, const lh_step_item *items, int n_items);
+
+/* --------------------------------------------------------------- tokenizer */
+
+/*
+ * Reads tiktoken.model and, where present, tokenizer_config.json of a checkpoint directory. Not
+ * collective. LH_ERR_OPEN: no tokenizer there. LH_ERR_DATA: a malformed file, with its line.
+ */
+lh_status lh_tokenizer_open(lh_tokenizer **out, const char *model_dir);
+void lh_tokenizer_close(lh_tokenizer *t); /* accepts NULL */
+int64_t lh_tokenizer_size(
+    const lh_tokenizer *t); /* ids are 0 .. size - 1: base tokens, then 256 special ones */
+
+typedef enum lh_special {
+    LH_BOS = 0,
+    LH_EOS = 1,
+    LH_IM_END = 2,
+    LH_IM_USER = 3,
+    LH_IM_ASSISTANT = 4,
+    LH_EOT = 9,
+    LH_IM_SYSTEM = 10,
+    LH_IM_MIDDLE = 17,
+    LH_PAD = 255,
+} lh_special;
+
+/* The id of a special token: the first special id plus its offset, unless tokenizer_config.json
+ * says otherwise. */
+int32_t lh_tokenizer_special(const lh_tokenizer *t, lh_special which);
+
+/*
+ * Text to ids. With `special` names of control tokens in the text become those tokens; without,
+ * they are ordinary text, always. *ids is for the caller to free(). LH_ERR_DATA: invalid UTF-8,
+ * with its offset.
+ */
+lh_status lh_tokenizer_encode(const lh_tokenizer *t, const char *text, size_t n_bytes, int special,
+                              int32_t **ids, int64_t *n_ids);
+
+/*
+ * Ids to bytes (which may cut a character in two: the caller that streams waits for the rest).
+ * Control tokens give their names with `special`, nothing without. *text is for the caller to
+ * free(), with a 0 byte after *n_bytes. LH_ERR_DATA: an id out of range.
+ */
+lh_status lh_tokenizer_decode(const lh_tokenizer *t, const int32_t *ids, int64_t n_ids, int special,
+                              char **text, size_t *n_bytes);
+
+typedef struct lh_message {
+    const char *role; /* "system", "user", "assistant" */
+    const char *text;
+    size_t n_bytes;
+} lh_message;
+
+/*
+ * A conversation in the model's chat format, ready for the assistant's answer. Text never becomes
+ * control tokens. *ids is for the caller to free(). LH_ERR_DATA: an unknown role, or invalid UTF-8.
+ */
+lh_status lh_tokenizer_chat(const lh_tokenizer *t, const lh_message *messages, int n_messages,
+                            int32_t **ids, int64_t *n_ids);
+
+/* ----------------------------------------------------------------- sampler */
+
+typedef struct lh_sampling {
+    float temperature; /* 0: greedy, the lowest id among equals */
+    int top_k;         /* 0: all */
+    float top_p;       /* 1: all */
+    float min_p;       /* 0: all */
+    uint64_t seed;
+} lh_sampling;
+
+/* LH_ERR_USAGE: a field out of range, with its name. */
+lh_status lh_sampling_check(const lh_sampling *p);
+
+/*
+ * Draws the token of draw number `draw` (0, 1, ..) from logits [n_vocab]. The same seed, draw and
+ * logits give the same token on every rank and machine. Filters in the order top_k, top_p, min_p on
+ * the softmax at the given temperature; the survivors are renormalized. scratch: [n_vocab] pairs,
+ * lh_sample_scratch_bytes(n_vocab).
+ */
+int32_t lh_sample(const float *logits, int64_t n_vocab, const lh_sampling *p, uint64_t draw,
+                  void *scratch);
+size_t lh_sample_scratch_bytes(int64_t n_vocab);
+
+/* log(softmax(logits))[token] in f64. */
+double lh_logprob(const float *logits, int64_t n_vocab, int32_t token);
+
+/* -------------------------------------------------------------------- plan */
+
+typedef struct lh_rank_plan {
+    size_t weights_dense, weights_experts;      /* mapped, of the checkpoint */
+    size_t kda_state, conv_state, latent_cache; /* of all sessions */
+    size_t workspace, communication;
+    size_t total;
+} lh_rank_plan;
+
+typedef struct lh_message_plan {
+    const char *name; /* "convolution halo", "state passing", "latent exchange", "dispatch",
+                         "combine", .. */
+    int layers;       /* how many layers send it */
+    size_t bytes; /* per layer, of a full prefill block, all ranks together, sent to other ranks:
+                     expected value */
+} lh_message_plan;
+
+typedef struct lh_plan_opts {
+    const char *model_dir; /* config.json is all that is read */
+    const char *backend;   /* "cpu" or "cuda": decides the types */
+    int n_ranks, n_threads;
+    int64_t segment_tokens, block_tokens,
+        context_tokens; /* 0: default; context 0: the model's maximum */
+    int batch;          /* sessions */
+} lh_plan_opts;
+
+typedef struct lh_plan {
+    lh_model_info model;
+    int n_ranks;
+    lh_rank_plan *ranks; /* [n_ranks] */
+    int n_messages;
+    lh_message_plan messages[8];
+    int64_t segment_tokens, block_tokens, context_tokens;
+    int batch;
+} lh_plan;
+
+/* What an engine with these options will allocate, on every rank, without weights, GPU or MPI. Not
+ * collective. */
+lh_status lh_plan_make(lh_plan **out, const lh_plan_opts *opts);
+void lh_plan_free(lh_plan *p); /* accepts NULL */
+
+/* What this engine planned for this rank, and what its arenas took. Equal, to the byte:
+ * lh_engine_open checks it. */
+const lh_rank_plan *lh_engine_plan(const lh_engine *e);
+const lh_rank_plan *lh_engine_used(const lh_engine *e);
+
+/* ----------------------------------------------------------------- reports */
+
+typedef struct lh_phase {
+    const char *name; /* "load", "embed", "KDA projections", .. in the order of the forward pass */
+    double min_s, mean_s, max_s; /* over ranks */
+    uint64_t bytes;              /* sent to other ranks, all ranks together */
+    uint64_t calls;              /* of rank 0 */
+} lh_phase;
+
+/* Phases since the engine was opened; at most `max`, returns how many in *n. Collective. */
+lh_status lh_engine_phases(lh_engine *e, lh_phase *out, int max, int *n);
+
+/* SHA-256 of n bytes, in 64 hexadecimal digits and a 0 byte. */
+void lh_digest(const void *bytes, size_t n, char out[65]);
+
+/* -------------------------------------------------------------- checkpoint */
+
+typedef struct lh_tensor_info {
+    const char *name;
+    const char *dtype; /* as in the file: "BF16", "F32" */
+    int n_dims;
+    int64_t dims[8];
+    const char *file;
+    size_t offset, bytes; /* in the file */
+} lh_tensor_info;
+
+typedef struct lh_inspection {
+    lh_model_info model;
+    int64_t n_tensors;
+    lh_tensor_info *tensors; /* [n_tensors], in the order of the files */
+    int n_files;
+    size_t file_bytes;
+    int n_ignored_keys;
+    const char **ignored_keys; /* of config.json: they do not matter to the computation */
+    int verified;
+    int64_t n_nonfinite;         /* values, with verify */
+    const char *first_nonfinite; /* tensor, or NULL */
+} lh_inspection;
+
+/*
+ * Reads config and headers and checks every tensor's name, shape and dtype as an engine would; with
+ * `verify` also reads every byte. Non-finite values do not fail it: they are counted. Not
+ * collective.
+ */
+lh_status lh_inspect(lh_inspection **out, const char *model_dir, int verify,
+                     void (*progress)(void *user, const lh_progress *p), void *user);
+void lh_inspection_free(lh_inspection *i); /* accepts NULL */
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,109 @@
+/*
+ * The model as the runtime sees it: its dimensions, and its weights bound once to named fields.
+ */
+#ifndef LH_RUNTIME_MODEL_H
+#define LH_RUNTIME_MODEL_H
+
+#include <stdint.h>
+
+#include "base/dtype.h"
+#include "base/status.h"
+#include "runtime/longhaul.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define LH_MAX_LAYERS 1024
+
+typedef enum lh_attn_kind { LH_ATTN_KDA, LH_ATTN_MLA } lh_attn_kind;
+
+/* From config.json, checked: every number is in the range that lh_config_read documents. */
+typedef struct lh_dims {
+    int n_layers, n_kda_layers, n_mla_layers;
+    unsigned char attn[LH_MAX_LAYERS]; /* [n_layers] lh_attn_kind */
+    int n_dense_layers;                /* the first layers have a dense feed-forward */
+    int64_t n_vocab, d_model;
+    int kda_heads, kda_dim; /* d_k = d_v = kda_dim */
+    int taps;               /* of the short convolution */
+    int mla_heads, d_nope, d_rope, d_v, d_latent;
+    int64_t d_ffn, d_expert,
+        d_shared; /* hidden widths; d_shared = n_shared * d_expert, 0 without shared experts */
+    int n_experts, top_k, n_shared, renormalize;
+    float route_scale, norm_eps, latent_eps;
+    int64_t max_context;
+    int32_t bos_token;
+    int n_eos;
+    int32_t eos_tokens[16];
+} lh_dims;
+
+/* Pointers into memory that the backend can read. Those of experts are [n_experts], NULL for
+ * experts of other ranks. */
+typedef struct lh_layer_weights {
+    const lh_bf16 *attn_norm, *ffn_norm; /* [d_model] */
+
+    /* KDA, heads * dim = kda_heads * kda_dim = D */
+    const lh_bf16 *q, *k, *v;                /* [D, d_model] */
+    const lh_bf16 *q_conv, *k_conv, *v_conv; /* [D, taps] */
+    const lh_bf16 *f_a, *g_a;                /* [kda_dim, d_model] */
+    const lh_bf16 *f_b, *g_b;                /* [D, kda_dim] */
+    const lh_bf16 *b;                        /* [kda_heads, d_model] */
+    const float *a_log;                      /* [kda_heads] */
+    const float *dt_bias;                    /* [D] */
+    const lh_bf16 *o_norm;                   /* [kda_dim] */
+    const lh_bf16 *o;                        /* [d_model, D]; MLA: [d_model, mla_heads * d_v] */
+
+    /* MLA */
+    const lh_bf16 *mla_q;   /* [mla_heads * (d_nope + d_rope), d_model] */
+    const lh_bf16 *kv_a;    /* [d_latent + d_rope, d_model] */
+    const lh_bf16 *kv_norm; /* [d_latent] */
+    const lh_bf16 *kv_b;    /* [mla_heads * (d_nope + d_v), d_latent] */
+
+    /* feed-forward: dense layers have one network, others the shared one (NULL without) */
+    const lh_bf16 *gate, *up;       /* [d_ffn or d_shared, d_model] */
+    const lh_bf16 *down;            /* [d_model, d_ffn or d_shared] */
+    const lh_bf16 *router;          /* [n_experts, d_model] */
+    const float *router_bias;       /* [n_experts] f32, widened if the file has bf16 */
+    const lh_bf16 **w_gate, **w_up; /* [n_experts] pointers to [d_expert, d_model] */
+    const lh_bf16 **w_down;         /* [n_experts] pointers to [d_model, d_expert] */
+} lh_layer_weights;
+
+typedef struct lh_weights {
+    const lh_bf16 *embed;      /* [n_vocab, d_model] */
+    const lh_bf16 *final_norm; /* [d_model] */
+    const lh_bf16 *head;       /* [n_vocab, d_model] */
+    lh_layer_weights *layers;  /* [n_layers] */
+} lh_weights;
+
+/*
+ * config.json of a directory, and generation_config.json's eos_token_id where present. Values
+ * outside what is supported are refused by key (LH_ERR_DATA: seen and expected). *ignored_out (may
+ * be NULL) gets the keys that do not matter, a NULL-terminated array for one free(). LH_ERR_OPEN:
+ * no such file.
+ */
+lh_status lh_config_read(lh_dims *out, const char *model_dir, char ***ignored_out);
+
+/* What the public interface tells about a model. weight_bytes and n_parameters are those of the
+ * published layout. */
+void lh_model_info_fill(lh_model_info *out, const lh_dims *d);
+
+/*
+ * A tensor that a checkpoint of these dimensions must have. lh_expected_tensor gives number i of
+ * lh_expected_count, in the order of the layers; each name is there exactly once.
+ */
+typedef struct lh_expected {
+    char name[160];
+    int n_dims;
+    int64_t dims[4];
+    int allow_f32, allow_bf16; /* dtypes that the file may have */
+    int layer;                 /* -1 outside the layers */
+    int expert;                /* global id, -1 for what every rank holds */
+} lh_expected;
+
+int64_t lh_expected_count(const lh_dims *d);
+void lh_expected_tensor(lh_expected *out, const lh_dims *d, int64_t i);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

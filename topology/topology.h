@@ -1,0 +1,6 @@
+#ifndef LH_TOPOLOGY_TOPOLOGY_H
+#define LH_TOPOLOGY_TOPOLOGY_H
+
+#include "base/status.h"
+
+#endif
