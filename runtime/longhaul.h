@@ -62,6 +62,9 @@ lh_status lh_engine_open(lh_engine **out, const lh_engine_opts *opts);
 /* Accepts NULL. Sessions must be destroyed before. Not collective. */
 void lh_engine_close(lh_engine *e);
 
+/* Ends what engines of several ranks began (MPI); at the end of main. */
+void lh_runtime_finalize(void);
+
 /* Ends the whole job at once with the exit code of `why`. On one rank it returns. */
 void lh_engine_abort(lh_engine *e, lh_status why);
 
@@ -262,6 +265,9 @@ typedef struct lh_phase {
 
 /* Phases since the engine was opened; at most `max`, returns how many in *n. Collective. */
 lh_status lh_engine_phases(lh_engine *e, lh_phase *out, int max, int *n);
+
+/* Adds time that the program itself spent choosing tokens to the phase "sample". */
+void lh_engine_count(lh_engine *e, double sample_seconds);
 
 /* SHA-256 of n bytes, in 64 hexadecimal digits and a 0 byte. */
 void lh_digest(const void *bytes, size_t n, char out[65]);

@@ -1,0 +1,322 @@
+/*
+ * Inside the runtime: the engine, its geometry and buffers, and the functions of the forward pass.
+ *
+ * Prefill: a turn's tokens are taken in blocks, a block's segments are owned by ranks
+ * (parallel/shard.h), every rank runs all layers over the rows of its own segments. Decode: every
+ * rank has the token; each computes its heads, its rows of the projections, its experts, and the
+ * parts are gathered. Nothing is ever summed across ranks, so no bit depends on their number.
+ */
+#ifndef LH_RUNTIME_ENGINE_INTERNAL_H
+#define LH_RUNTIME_ENGINE_INTERNAL_H
+
+#include "kernels/kernels.h"
+#include "parallel/comm.h"
+#include "parallel/expert.h"
+#include "parallel/shard.h"
+#include "runtime/checkpoint.h"
+#include "runtime/longhaul.h"
+#include "runtime/model.h"
+
+#define LH_MAX_RANKS 4096
+#define LH_LOGIT_ROWS 16 /* positions whose logits are computed together */
+
+/* ---------------------------------------------------------------- geometry */
+
+/* Everything that sizes follow from; the same function of it measures the plan and places the
+ * engine's buffers. */
+typedef struct lh_geometry {
+    const lh_dims *d;
+    const lh_kernels *k; /* sizes of work areas */
+    size_t act_bytes;    /* 4 for the CPU's types, 2 for CUDA's */
+    int rank, size, n_threads;
+    int64_t segment, block, context; /* tokens; block a multiple of segment; context of a session */
+    int max_sessions;
+    int64_t latent_rows; /* rows of a latent cache: context rounded up to LH_KEY_TILE */
+    int64_t max_rows;    /* rows of a block on one rank */
+    int max_segments;    /* segments of a block on one rank */
+    int round_segments;  /* segments of a rank in one round of expert dispatch */
+    int64_t round_rows;
+    lh_range kda_heads, mla_heads, experts, d_model, vocab; /* this rank's */
+} lh_geometry;
+
+/*
+ * Fills a geometry, 0 meaning "default" for segment, block and context. LH_ERR_USAGE: a value out
+ * of range. n_threads is that of this rank.
+ */
+lh_status lh_geometry_make(lh_geometry *out, const lh_dims *d, const lh_kernels *k,
+                           size_t act_bytes, int rank, int size, int n_threads, int64_t segment,
+                           int64_t block, int64_t context, int max_sessions);
+
+/* Device buffers of a step. Those of different kinds of layers share memory. */
+typedef struct lh_workspace {
+    /* all layers; n = max_rows */
+    int32_t *ids;          /* [n] */
+    void *x, *h;           /* [n, d_model] act: residual stream, normed */
+    int32_t *conv_gather;  /* [taps - 1, 3, kda_heads] index: rows by token from rows by rank */
+    int32_t *conv_scatter; /* the inverse */
+    int32_t *zeros;        /* [top_k] index 0 */
+    void *last;            /* [LH_LOGIT_ROWS, d_model] act */
+    float *logits_part;    /* [LH_LOGIT_ROWS, vocabulary of this rank] */
+    float *logits;         /* [n_vocab] */
+
+    struct {
+        void *raw; /* [n, 3, D] act: before the convolution; later f, z, o [n, D] each */
+        void *f, *z, *o;
+        void *q, *k, *v;  /* [n, D] act */
+        float *g;         /* [n, D] */
+        void *b;          /* [n, heads] act */
+        float *beta;      /* [n, heads] */
+        void *low;        /* [n, dim] act: between the two factors of a gate */
+        void *halo[2];    /* [taps - 1, 3, D] act, of each own run */
+        void *tail;       /* [taps - 1, 3, D] act */
+        void *by_rank;    /* [taps - 1, 3, D] act, in the order of ranks */
+        float *map, *add; /* [segments, heads, dim, dim] */
+        float *state;     /* [segments, heads, dim, dim]: before each segment */
+        float *carry[2];  /* [heads, dim, dim] */
+        void *work;
+    } kda;
+    struct {
+        void *q;   /* [n, heads, d_nope + d_rope] act */
+        void *raw; /* [n, d_latent + d_rope] act */
+        void *o;   /* [n, heads, d_v] act */
+        void *work;
+    } mla;
+    struct {
+        void *hidden; /* [n, 2, d_ffn] act */
+    } dense;
+    struct {
+        float *scores;         /* [n, n_experts] */
+        int32_t *expert;       /* [n, top_k] */
+        float *weight;         /* [n, top_k] */
+        void *shared;          /* [n, d_model] act */
+        void *shared_hidden;   /* [n, 2, d_shared] act */
+        void *sent;            /* copies that leave, one per (row, rank) [.., d_model] act */
+        void *received;        /* copies that arrive */
+        void *pair_x, *pair_y; /* (token, expert) pairs computed here */
+        void *hidden;          /* [pairs, 2, d_expert] act */
+        void *back;            /* [round_rows, top_k, d_model] act */
+        int32_t *index;        /* the longest of the plan's index lists */
+    } moe;
+    struct {
+        void *raw, *q, *k, *v, *f, *z; /* [own heads, dim] act; raw [3, own heads, dim] */
+        float *g, *beta;
+        void *b, *low;
+        void *y;                        /* [D] act, all heads */
+        void *mla_q, *mla_o, *mla_work; /* own heads; mla_o all heads */
+        float *scores, *weight;
+        int32_t *expert, *source;
+        void *px, *rows; /* [top_k + 1, d_model] act */
+        void *hidden;    /* [top_k, 2, d_expert] or [2, d_shared] or [2, d_ffn] act */
+    } step;
+} lh_workspace;
+
+/* Host arrays of a step. */
+typedef struct lh_host_space {
+    int32_t *expert;      /* [n, top_k] as downloaded */
+    int64_t *position;    /* [n] absolute position of each row */
+    int64_t *segment;     /* [n] segment of each row, from the start of the turn */
+    int64_t *tile_start;  /* [max_segments + 1] */
+    int64_t *round_start; /* [max_segments + 1] tiles of a round, from its first row */
+    int32_t *net; /* [max(max_segments, LH_LOGIT_ROWS, top_k)]: zeros, for calls of one network */
+    int32_t *slot_net;   /* [top_k] networks of a decoding token */
+    int64_t *unit_start; /* [max(LH_LOGIT_ROWS, top_k) + 1] tiles of one row */
+    lh_run *runs;        /* [2 * size] */
+    size_t *send_bytes, *recv_bytes, *recv_offset; /* [size] */
+} lh_host_space;
+
+/* Memory of one session's slot. */
+typedef struct lh_slot {
+    float *kda;   /* [kda layers, own heads, dim, dim] */
+    void *conv;   /* [kda layers, taps - 1, 3, own heads, dim] act */
+    void *latent; /* [mla layers, latent_rows, d_latent + d_rope] act */
+} lh_slot;
+
+/* Each places its buffers from `base` (NULL: only measures) and returns the bytes; SIZE_MAX when
+ * they cannot be. */
+size_t lh_workspace_layout(lh_workspace *w, void *base, const lh_geometry *g);
+size_t lh_communication_layout(lh_workspace *w, void *base, const lh_geometry *g);
+size_t lh_host_layout(lh_host_space *h, void *base, const lh_geometry *g);
+
+/* Bytes of one session on this rank. */
+size_t lh_slot_kda_bytes(const lh_geometry *g);
+size_t lh_slot_conv_bytes(const lh_geometry *g);
+size_t lh_slot_latent_bytes(const lh_geometry *g);
+
+/* The plan of g's rank, weights included. */
+void lh_rank_plan_make(lh_rank_plan *out, const lh_geometry *g);
+
+/* ------------------------------------------------------------------ phases */
+
+typedef enum lh_phase_id {
+    LH_PHASE_LOAD,
+    LH_PHASE_EMBED,
+    LH_PHASE_KDA_PROJECTIONS,
+    LH_PHASE_CONVOLUTION,
+    LH_PHASE_KDA,
+    LH_PHASE_STATE_PASSING,
+    LH_PHASE_MLA_PROJECTIONS,
+    LH_PHASE_ATTENTION,
+    LH_PHASE_LATENT_EXCHANGE,
+    LH_PHASE_ROUTE,
+    LH_PHASE_DISPATCH,
+    LH_PHASE_EXPERTS,
+    LH_PHASE_COMBINE,
+    LH_PHASE_HEAD,
+    LH_PHASE_SAMPLE,
+    LH_N_PHASES,
+    LH_PHASE_NONE = LH_N_PHASES
+} lh_phase_id;
+
+typedef struct lh_phase_total {
+    double seconds;
+    uint64_t bytes, calls;
+} lh_phase_total;
+
+typedef struct lh_phase_clock {
+    lh_phase_id now;
+    double since;         /* seconds at which `now` began */
+    uint64_t bytes_since; /* what the communicator had sent then */
+    lh_phase_total of[LH_N_PHASES];
+} lh_phase_clock;
+
+/* ------------------------------------------------------------------ engine */
+
+/* For tests: sees the rows of this rank as they pass. `what`: "hidden" [n, d_model] act before
+ * layer i (and after the last), "expert" [n, top_k] i32, "weight" [n, top_k] f32. Device memory.
+ * position [n]. */
+typedef struct lh_observer {
+    void (*rows)(void *user, const char *what, int layer, const void *rows, int64_t n_rows,
+                 const int64_t *position);
+    void *user;
+} lh_observer;
+
+struct lh_session {
+    lh_engine *engine;
+    int slot;
+    lh_slot at;
+    int64_t context, position;
+};
+
+/* The block of prefill that is under way, on this rank. */
+typedef struct lh_block {
+    lh_session *session;
+    int64_t turn;       /* absolute position of the turn's first token */
+    int64_t begin, end; /* tokens of the turn */
+    int n_runs;         /* host.runs */
+    int own[2], n_own;  /* which runs are this rank's */
+    int64_t n_rows;
+    int64_t run_start[3];    /* rows of the own runs */
+    int64_t run_position[2]; /* absolute */
+    int run_tile[3];         /* tiles of the own runs */
+    lh_tiles tiles;          /* the segments of this rank's rows */
+    int n_rounds;            /* of expert dispatch, the same on all ranks */
+} lh_block;
+
+struct lh_engine {
+    lh_comm *comm;
+    const lh_kernels *k;
+    lh_stream *s;
+    lh_dims d;
+    lh_geometry g;
+    lh_model_info info;
+    lh_checkpoint *checkpoint;
+    const lh_weights *w;
+    lh_expert *expert;
+
+    void *arena_work, *arena_comm, *arena_kda, *arena_conv, *arena_latent, *arena_host;
+    lh_workspace ws;
+    lh_host_space host;
+    unsigned char *slot_taken; /* [max_sessions] */
+    lh_rank_plan plan, used;
+
+    lh_block block;
+    lh_phase_clock clock;
+    lh_observer observer;
+    int allow_nonfinite;
+    void (*progress)(void *user, const lh_progress *p);
+    void *user;
+};
+
+/* Enters a phase: closes the one before in the books, and tells the communicator where the program
+ * is. */
+void lh_enter(lh_engine *e, lh_phase_id phase, int layer);
+
+/* One turn of at least two tokens, and one token. Logits as in lh_step_item. */
+lh_status lh_prefill(lh_engine *e, const lh_step_item *item);
+lh_status lh_decode(lh_engine *e, const lh_step_item *item);
+
+/* The attention half of layer l: x += attention(norm(x)). `at` counts the layers of this kind. */
+lh_status lh_kda_prefill(lh_engine *e, int l, int at);
+lh_status lh_mla_prefill(lh_engine *e, int l, int at);
+lh_status lh_kda_decode(lh_engine *e, lh_session *s, int l, int at);
+lh_status lh_mla_decode(lh_engine *e, lh_session *s, int l, int at);
+
+/* The feed-forward half. */
+lh_status lh_ffn_prefill(lh_engine *e, int l);
+lh_status lh_ffn_decode(lh_engine *e, int l);
+
+/* The logits of n <= LH_LOGIT_ROWS rows of x (device, on rank `owner`; the same on all if owner is
+ * -1) to out [n, n_vocab], host. */
+lh_status lh_logits(lh_engine *e, const void *x, int64_t n, int owner, float *out);
+
+/* y[begin of the rank's part ..] of every rank to all, in place; parts of n units of unit_bytes by
+ * lh_split. */
+lh_status lh_gather_parts(lh_engine *e, void *y, int64_t n, size_t unit_bytes);
+
+/* A pointer `n` elements of activations further. */
+static inline void *lh_act(const lh_engine *e, const void *p, int64_t n)
+{
+    return (char *)(uintptr_t)p + n * (int64_t)e->g.act_bytes;
+}
+
+static inline int64_t lh_range_size(lh_range r)
+{
+    return r.end - r.begin;
+}
+
+/* y = x W^T (or += with accumulate) over the block's rows. */
+static inline lh_status lh_rows_linear(lh_engine *e, void *y, int64_t ldy, const void *x,
+                                       int64_t n_in, const lh_bf16 *w, int64_t n_out,
+                                       int accumulate)
+{
+    return e->k->linear(e->s, &(lh_linear_args){.y = y,
+                                                .ldy = ldy,
+                                                .x = x,
+                                                .ldx = n_in,
+                                                .w = w,
+                                                .n_rows = e->block.n_rows,
+                                                .n_in = n_in,
+                                                .n_out = n_out,
+                                                .accumulate = accumulate,
+                                                .tiles = e->block.tiles});
+}
+
+/* The same for the one row of a decoding token. Nothing to do for no outputs. */
+static inline lh_status lh_row_linear(lh_engine *e, void *y, const void *x, int64_t n_in,
+                                      const lh_bf16 *w, int64_t n_out, int accumulate)
+{
+    if (n_out == 0)
+        return LH_OK;
+    return e->k->linear(e->s, &(lh_linear_args){.y = y,
+                                                .ldy = n_out,
+                                                .x = x,
+                                                .ldx = n_in,
+                                                .w = w,
+                                                .n_rows = 1,
+                                                .n_in = n_in,
+                                                .n_out = n_out,
+                                                .accumulate = accumulate,
+                                                .tiles = {1, e->host.unit_start}});
+}
+
+static inline lh_status lh_rows_norm(lh_engine *e, const lh_bf16 *w, int64_t n_rows)
+{
+    return e->k->rmsnorm(e->s, &(lh_rmsnorm_args){.y = e->ws.h,
+                                                  .x = e->ws.x,
+                                                  .w = w,
+                                                  .n_rows = n_rows,
+                                                  .d = e->d.d_model,
+                                                  .eps = e->d.norm_eps});
+}
+
+#endif

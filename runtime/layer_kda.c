@@ -1,0 +1,362 @@
+/*
+ * The KDA layer: x += W_o (gated norm of KDA(norm(x))).
+ *
+ * A session's state and convolution rows are split by heads over the ranks. A block of prefill
+ * collects them on the rank of its first run, hands the state from run to run in the order of
+ * positions, and spreads what the last run leaves.
+ */
+#include "base/mem.h"
+#include "runtime/engine_internal.h"
+
+typedef enum direction { COLLECT, SPREAD } direction;
+
+/*
+ * Between the ranks' parts by heads (`mine`) and the whole on rank `root` (`all`, in the order of
+ * ranks): head_bytes for each head.
+ */
+static lh_status move_heads(lh_engine *e, direction way, void *mine, void *all, size_t head_bytes,
+                            int root)
+{
+    size_t *send = e->host.send_bytes, *recv = e->host.recv_bytes;
+    int collect = way == COLLECT, at_root = e->comm->rank == root;
+
+    for (int r = 0; r < e->comm->size; r++) {
+        size_t part =
+            (size_t)lh_range_size(lh_split(e->d.kda_heads, r, e->comm->size)) * head_bytes;
+        size_t own = (size_t)lh_range_size(e->g.kda_heads) * head_bytes;
+        send[r] = collect ? (r == root ? own : 0) : (at_root ? part : 0);
+        recv[r] = collect ? (at_root ? part : 0) : (r == root ? own : 0);
+    }
+    return lh_comm_alltoallv(e->comm, collect ? mine : all, send, collect ? all : mine, recv, e->s);
+}
+
+/* This session's part of layer `at`. */
+static float *own_state(lh_engine *e, lh_session *s, int at)
+{
+    int64_t heads = lh_range_size(e->g.kda_heads), dim = e->d.kda_dim;
+    return s->at.kda + at * heads * dim * dim;
+}
+
+static void *own_conv(lh_engine *e, lh_session *s, int at)
+{
+    int64_t width = 3 * lh_range_size(e->g.kda_heads) * e->d.kda_dim;
+    return lh_act(e, s->at.conv, at * (e->d.taps - 1) * width);
+}
+
+static lh_status permute_conv(lh_engine *e, void *to, const void *from, const int32_t *index)
+{
+    return e->k->gather(e->s,
+                        &(lh_gather_args){.y = to,
+                                          .x = from,
+                                          .index = index,
+                                          .n_rows = (int64_t)(e->d.taps - 1) * 3 * e->d.kda_heads,
+                                          .width = e->d.kda_dim});
+}
+
+/* The last taps - 1 rows of (halo, rows): what the next run's convolution starts from. */
+static lh_status copy_tail(lh_engine *e, void *tail, const void *halo, const void *rows, int64_t n)
+{
+    int64_t taps = e->d.taps - 1, width = 3 * (int64_t)e->d.kda_heads * e->d.kda_dim;
+    int64_t from_rows = lh_min64(taps, n), from_halo = taps - from_rows;
+    size_t row_bytes = (size_t)width * e->g.act_bytes;
+
+    LH_TRY(e->k->device->copy(e->s, tail, lh_act(e, halo, from_rows * width),
+                              (size_t)from_halo * row_bytes));
+    return e->k->device->copy(e->s, lh_act(e, tail, from_halo * width),
+                              lh_act(e, rows, (n - from_rows) * width),
+                              (size_t)from_rows * row_bytes);
+}
+
+/* Every run's halo: the first from the session, the others from the run before, in the order of
+ * positions. */
+static lh_status exchange_halo(lh_engine *e, int at)
+{
+    const lh_block *b = &e->block;
+    lh_workspace *w = &e->ws;
+    const lh_run *runs = e->host.runs;
+    int me = e->comm->rank, own = 0, last = b->n_runs - 1;
+    int64_t width = 3 * (int64_t)e->d.kda_heads * e->d.kda_dim;
+    size_t unit =
+        (size_t)(e->d.taps - 1) * 3 * (size_t)e->d.kda_dim * e->g.act_bytes; /* of a head */
+
+    LH_TRY(move_heads(e, COLLECT, own_conv(e, b->session, at), w->kda.by_rank, unit, runs[0].rank));
+    if (runs[0].rank == me)
+        LH_TRY(permute_conv(e, w->kda.halo[0], w->kda.by_rank, w->conv_gather));
+    for (int i = 0; i < b->n_runs; i++) {
+        int next = i < last ? runs[i + 1].rank : -1;
+        if (runs[i].rank == me) {
+            const void *rows = lh_act(e, w->kda.raw, b->run_start[own] * width);
+            LH_TRY(copy_tail(e, w->kda.tail, w->kda.halo[own], rows, runs[i].n_tokens));
+            own++;
+        }
+        if (i < last && (runs[i].rank == me || next == me))
+            LH_TRY(lh_comm_sendrecv(
+                e->comm, w->kda.tail, unit * (size_t)e->d.kda_heads, runs[i].rank == me ? next : -1,
+                next == me ? w->kda.halo[own] : NULL, unit * (size_t)e->d.kda_heads,
+                next == me ? runs[i].rank : -1, e->s));
+    }
+    if (runs[last].rank == me)
+        LH_TRY(permute_conv(e, w->kda.by_rank, w->kda.tail, w->conv_scatter));
+    return move_heads(e, SPREAD, own_conv(e, b->session, at), w->kda.by_rank, unit,
+                      runs[last].rank);
+}
+
+static lh_status convolve(lh_engine *e, const lh_layer_weights *lw)
+{
+    const lh_block *b = &e->block;
+    const lh_bf16 *weights[3] = {lw->q_conv, lw->k_conv, lw->v_conv};
+    void *out[3] = {e->ws.kda.q, e->ws.kda.k, e->ws.kda.v};
+    int64_t width = (int64_t)e->d.kda_heads * e->d.kda_dim;
+
+    for (int i = 0; i < b->n_own; i++)
+        for (int c = 0; c < 3; c++)
+            LH_TRY(e->k->short_conv(
+                e->s, &(lh_short_conv_args){
+                          .y = lh_act(e, out[c], b->run_start[i] * width),
+                          .ldy = width,
+                          .x = lh_act(e, e->ws.kda.raw, b->run_start[i] * 3 * width + c * width),
+                          .ldx = 3 * width,
+                          .halo = lh_act(e, e->ws.kda.halo[i], c * width),
+                          .w = weights[c],
+                          .n_rows = b->run_start[i + 1] - b->run_start[i],
+                          .n_channels = width,
+                          .taps = e->d.taps}));
+    return LH_OK;
+}
+
+/* The state before every segment: folded through the runs in the order of positions, handed from
+ * rank to rank. */
+static lh_status pass_state(lh_engine *e, int at)
+{
+    const lh_block *b = &e->block;
+    lh_workspace *w = &e->ws;
+    const lh_run *runs = e->host.runs;
+    int me = e->comm->rank, own = 0;
+    int64_t square = (int64_t)e->d.kda_heads * e->d.kda_dim * e->d.kda_dim;
+    size_t bytes = (size_t)square * sizeof(float);
+    size_t head_bytes = bytes / (size_t)e->d.kda_heads;
+    float *carry = w->kda.carry[0], *next_carry = w->kda.carry[1];
+
+    LH_TRY(move_heads(e, COLLECT, own_state(e, b->session, at), carry, head_bytes, runs[0].rank));
+    for (int i = 0; i < b->n_runs; i++) {
+        if (runs[i].rank != me)
+            continue;
+        if (i > 0 && runs[i - 1].rank != me)
+            LH_TRY(lh_comm_sendrecv(e->comm, NULL, 0, -1, carry, bytes, runs[i - 1].rank, e->s));
+        for (int t = b->run_tile[own]; t < b->run_tile[own + 1]; t++) {
+            LH_TRY(e->k->device->copy(e->s, w->kda.state + t * square, carry, bytes));
+            LH_TRY(e->k->kda_fold(e->s, &(lh_kda_fold_args){.state_out = next_carry,
+                                                            .state_in = carry,
+                                                            .map = w->kda.map + t * square,
+                                                            .add = w->kda.add + t * square,
+                                                            .n_heads = e->d.kda_heads,
+                                                            .d_k = e->d.kda_dim,
+                                                            .d_v = e->d.kda_dim}));
+            float *swap = carry;
+            carry = next_carry;
+            next_carry = swap;
+        }
+        own++;
+        if (i + 1 < b->n_runs && runs[i + 1].rank != me)
+            LH_TRY(lh_comm_sendrecv(e->comm, carry, bytes, runs[i + 1].rank, NULL, 0, -1, e->s));
+    }
+    return move_heads(e, SPREAD, own_state(e, b->session, at), carry, head_bytes,
+                      runs[b->n_runs - 1].rank);
+}
+
+static lh_status gates(lh_engine *e, const lh_layer_weights *lw)
+{
+    const lh_dims *d = &e->d;
+    lh_workspace *w = &e->ws;
+    int64_t width = (int64_t)d->kda_heads * d->kda_dim;
+
+    LH_TRY(lh_rows_linear(e, w->kda.low, d->kda_dim, w->h, d->d_model, lw->f_a, d->kda_dim, 0));
+    LH_TRY(lh_rows_linear(e, w->kda.f, width, w->kda.low, d->kda_dim, lw->f_b, width, 0));
+    LH_TRY(lh_rows_linear(e, w->kda.b, d->kda_heads, w->h, d->d_model, lw->b, d->kda_heads, 0));
+    return e->k->kda_gate(e->s, &(lh_kda_gate_args){.q = w->kda.q,
+                                                    .k = w->kda.k,
+                                                    .f = w->kda.f,
+                                                    .b = w->kda.b,
+                                                    .a_log = lw->a_log,
+                                                    .dt_bias = lw->dt_bias,
+                                                    .g = w->kda.g,
+                                                    .beta = w->kda.beta,
+                                                    .n_rows = e->block.n_rows,
+                                                    .n_heads = d->kda_heads,
+                                                    .d_k = d->kda_dim});
+}
+
+static lh_status output(lh_engine *e, const lh_layer_weights *lw)
+{
+    const lh_dims *d = &e->d;
+    lh_workspace *w = &e->ws;
+    int64_t width = (int64_t)d->kda_heads * d->kda_dim;
+
+    LH_TRY(lh_rows_linear(e, w->kda.low, d->kda_dim, w->h, d->d_model, lw->g_a, d->kda_dim, 0));
+    LH_TRY(lh_rows_linear(e, w->kda.z, width, w->kda.low, d->kda_dim, lw->g_b, width, 0));
+    LH_TRY(e->k->gated_norm(e->s, &(lh_gated_norm_args){.y = w->kda.o,
+                                                        .o = w->kda.o,
+                                                        .z = w->kda.z,
+                                                        .w = lw->o_norm,
+                                                        .n_rows = e->block.n_rows,
+                                                        .n_heads = d->kda_heads,
+                                                        .d = d->kda_dim,
+                                                        .eps = d->norm_eps}));
+    return lh_rows_linear(e, w->x, d->d_model, w->kda.o, width, lw->o, d->d_model, 1);
+}
+
+lh_status lh_kda_prefill(lh_engine *e, int l, int at)
+{
+    const lh_layer_weights *lw = &e->w->layers[l];
+    const lh_dims *d = &e->d;
+    lh_workspace *w = &e->ws;
+    int64_t n = e->block.n_rows, width = (int64_t)d->kda_heads * d->kda_dim;
+    const lh_bf16 *qkv[3] = {lw->q, lw->k, lw->v};
+
+    lh_enter(e, LH_PHASE_KDA_PROJECTIONS, l);
+    LH_TRY(lh_rows_norm(e, lw->attn_norm, n));
+    for (int c = 0; c < 3; c++)
+        LH_TRY(lh_rows_linear(e, lh_act(e, w->kda.raw, c * width), 3 * width, w->h, d->d_model,
+                              qkv[c], width, 0));
+    lh_enter(e, LH_PHASE_CONVOLUTION, l);
+    LH_TRY(exchange_halo(e, at));
+    LH_TRY(convolve(e, lw));
+    lh_enter(e, LH_PHASE_KDA_PROJECTIONS, l);
+    LH_TRY(gates(e, lw)); /* `raw` is free from here on */
+    lh_enter(e, LH_PHASE_KDA, l);
+    LH_TRY(e->k->kda_prepare(e->s, &(lh_kda_prepare_args){.q = w->kda.q,
+                                                          .k = w->kda.k,
+                                                          .v = w->kda.v,
+                                                          .g = w->kda.g,
+                                                          .beta = w->kda.beta,
+                                                          .map = w->kda.map,
+                                                          .add = w->kda.add,
+                                                          .work = w->kda.work,
+                                                          .n_rows = n,
+                                                          .n_heads = d->kda_heads,
+                                                          .d_k = d->kda_dim,
+                                                          .d_v = d->kda_dim,
+                                                          .tiles = e->block.tiles}));
+    lh_enter(e, LH_PHASE_STATE_PASSING, l);
+    LH_TRY(pass_state(e, at));
+    lh_enter(e, LH_PHASE_KDA, l);
+    LH_TRY(e->k->kda_finish(e->s, &(lh_kda_finish_args){.o = w->kda.o,
+                                                        .state_in = w->kda.state,
+                                                        .q = w->kda.q,
+                                                        .k = w->kda.k,
+                                                        .v = w->kda.v,
+                                                        .g = w->kda.g,
+                                                        .work = w->kda.work,
+                                                        .n_rows = n,
+                                                        .n_heads = d->kda_heads,
+                                                        .d_k = d->kda_dim,
+                                                        .d_v = d->kda_dim,
+                                                        .tiles = e->block.tiles}));
+    lh_enter(e, LH_PHASE_KDA_PROJECTIONS, l);
+    return output(e, lw);
+}
+
+/* ------------------------------------------------------------------ decode */
+
+/* One step of the convolution of this rank's heads, and of the rows it remembers. */
+static lh_status convolve_step(lh_engine *e, const lh_layer_weights *lw, void *rows)
+{
+    const lh_bf16 *weights[3] = {lw->q_conv, lw->k_conv, lw->v_conv};
+    void *out[3] = {e->ws.step.q, e->ws.step.k, e->ws.step.v};
+    int64_t first = e->g.kda_heads.begin * e->d.kda_dim;
+    int64_t width = lh_range_size(e->g.kda_heads) * e->d.kda_dim;
+    size_t row_bytes = (size_t)(3 * width) * e->g.act_bytes;
+    int taps = e->d.taps;
+
+    for (int c = 0; c < 3; c++)
+        LH_TRY(
+            e->k->short_conv(e->s, &(lh_short_conv_args){.y = out[c],
+                                                         .ldy = width,
+                                                         .x = lh_act(e, e->ws.step.raw, c * width),
+                                                         .ldx = 3 * width,
+                                                         .halo = lh_act(e, rows, c * width),
+                                                         .w = weights[c] + first * taps,
+                                                         .n_rows = 1,
+                                                         .n_channels = width,
+                                                         .taps = taps}));
+    for (int t = 0; t + 2 < taps; t++)
+        LH_TRY(e->k->device->copy(e->s, lh_act(e, rows, t * 3 * width),
+                                  lh_act(e, rows, (t + 1) * 3 * width), row_bytes));
+    return e->k->device->copy(e->s, lh_act(e, rows, (taps - 2) * 3 * width), e->ws.step.raw,
+                              row_bytes);
+}
+
+/* This rank's heads of one token, from the normed row to the gated output. */
+static lh_status own_heads_step(lh_engine *e, lh_session *s, const lh_layer_weights *lw, int l,
+                                int at)
+{
+    const lh_dims *d = &e->d;
+    lh_workspace *w = &e->ws;
+    int heads = (int)lh_range_size(e->g.kda_heads);
+    int64_t first = e->g.kda_heads.begin, dim = d->kda_dim, width = heads * dim;
+    const lh_bf16 *qkv[3] = {lw->q, lw->k, lw->v};
+    float *state = own_state(e, s, at);
+    void *y = lh_act(e, w->step.y, first * dim);
+
+    if (heads == 0)
+        return LH_OK;
+    for (int c = 0; c < 3; c++)
+        LH_TRY(lh_row_linear(e, lh_act(e, w->step.raw, c * width), w->h, d->d_model,
+                             qkv[c] + first * dim * d->d_model, width, 0));
+    LH_TRY(lh_row_linear(e, w->step.low, w->h, d->d_model, lw->f_a, dim, 0));
+    LH_TRY(lh_row_linear(e, w->step.f, w->step.low, dim, lw->f_b + first * dim * dim, width, 0));
+    LH_TRY(lh_row_linear(e, w->step.b, w->h, d->d_model, lw->b + first * d->d_model, heads, 0));
+    LH_TRY(lh_row_linear(e, w->step.low, w->h, d->d_model, lw->g_a, dim, 0));
+    LH_TRY(lh_row_linear(e, w->step.z, w->step.low, dim, lw->g_b + first * dim * dim, width, 0));
+    lh_enter(e, LH_PHASE_CONVOLUTION, l);
+    LH_TRY(convolve_step(e, lw, own_conv(e, s, at)));
+    lh_enter(e, LH_PHASE_KDA, l);
+    LH_TRY(e->k->kda_gate(e->s, &(lh_kda_gate_args){.q = w->step.q,
+                                                    .k = w->step.k,
+                                                    .f = w->step.f,
+                                                    .b = w->step.b,
+                                                    .a_log = lw->a_log + first,
+                                                    .dt_bias = lw->dt_bias + first * dim,
+                                                    .g = w->step.g,
+                                                    .beta = w->step.beta,
+                                                    .n_rows = 1,
+                                                    .n_heads = heads,
+                                                    .d_k = d->kda_dim}));
+    LH_TRY(e->k->kda_step(e->s, &(lh_kda_step_args){.o = y,
+                                                    .state = &state,
+                                                    .q = w->step.q,
+                                                    .k = w->step.k,
+                                                    .v = w->step.v,
+                                                    .g = w->step.g,
+                                                    .beta = w->step.beta,
+                                                    .n_seq = 1,
+                                                    .n_heads = heads,
+                                                    .d_k = d->kda_dim,
+                                                    .d_v = d->kda_dim}));
+    return e->k->gated_norm(e->s, &(lh_gated_norm_args){.y = y,
+                                                        .o = y,
+                                                        .z = w->step.z,
+                                                        .w = lw->o_norm,
+                                                        .n_rows = 1,
+                                                        .n_heads = heads,
+                                                        .d = d->kda_dim,
+                                                        .eps = d->norm_eps});
+}
+
+lh_status lh_kda_decode(lh_engine *e, lh_session *s, int l, int at)
+{
+    const lh_layer_weights *lw = &e->w->layers[l];
+    const lh_dims *d = &e->d;
+    lh_workspace *w = &e->ws;
+    int64_t width = (int64_t)d->kda_heads * d->kda_dim;
+    lh_range rows = e->g.d_model;
+
+    lh_enter(e, LH_PHASE_KDA_PROJECTIONS, l);
+    LH_TRY(lh_rows_norm(e, lw->attn_norm, 1));
+    LH_TRY(own_heads_step(e, s, lw, l, at));
+    lh_enter(e, LH_PHASE_KDA_PROJECTIONS, l);
+    LH_TRY(lh_gather_parts(e, w->step.y, d->kda_heads, (size_t)d->kda_dim * e->g.act_bytes));
+    LH_TRY(lh_row_linear(e, lh_act(e, w->x, rows.begin), w->step.y, width,
+                         lw->o + rows.begin * width, lh_range_size(rows), 1));
+    return lh_gather_parts(e, w->x, d->d_model, e->g.act_bytes);
+}

@@ -1,0 +1,255 @@
+/*
+ * Where everything lies: one function per arena that both measures (for the plan) and places (for
+ * the engine).
+ */
+#include "base/mem.h"
+#include "runtime/engine_internal.h"
+
+#define DEFAULT_SEGMENT 512
+#define DEFAULT_BLOCK_ROWS 4096 /* per rank */
+#define ROUND_ROWS 1024         /* per rank and round of expert dispatch */
+#define ALIGN 256
+
+lh_status lh_geometry_make(lh_geometry *out, const lh_dims *d, const lh_kernels *k,
+                           size_t act_bytes, int rank, int size, int n_threads, int64_t segment,
+                           int64_t block, int64_t context, int max_sessions)
+{
+    lh_geometry g = {
+        .d = d, .k = k, .act_bytes = act_bytes, .rank = rank, .size = size, .n_threads = n_threads};
+
+    LH_REQUIRE(size >= 1 && size <= LH_MAX_RANKS, LH_ERR_UNAVAILABLE, "%d ranks: expected 1 to %d",
+               size, LH_MAX_RANKS);
+    LH_REQUIRE(n_threads >= 1 && n_threads <= 4096, LH_ERR_USAGE, "%d threads: expected 1 to 4096",
+               n_threads);
+    LH_REQUIRE(max_sessions >= 1 && max_sessions <= 65536, LH_ERR_USAGE,
+               "%d sessions: expected 1 to 65536", max_sessions);
+    g.segment = segment ? segment : DEFAULT_SEGMENT;
+    LH_REQUIRE(g.segment >= LH_CHUNK && g.segment <= 65536 && g.segment % LH_CHUNK == 0,
+               LH_ERR_USAGE, "a segment of %lld tokens: expected a multiple of %d, at most 65536",
+               (long long)g.segment, LH_CHUNK);
+    g.context = context ? context : d->max_context;
+    LH_REQUIRE(g.context >= 1 && g.context <= d->max_context, LH_ERR_USAGE,
+               "a context of %lld tokens: the model has at most %lld", (long long)g.context,
+               (long long)d->max_context);
+    LH_REQUIRE(block >= 0, LH_ERR_USAGE, "a block of %lld tokens: expected at least 1",
+               (long long)block);
+    int64_t whole = lh_round_up(g.context, g.segment);
+    g.block = lh_min64(block ? block : (int64_t)DEFAULT_BLOCK_ROWS * size, whole);
+    g.block = lh_round_up(g.block, g.segment);
+    g.max_sessions = max_sessions;
+    g.latent_rows = lh_round_up(g.context, LH_KEY_TILE);
+    g.max_segments = (int)((g.block / g.segment + size - 1) / size);
+    g.max_rows = g.max_segments * g.segment;
+    g.round_segments = (int)lh_min64(lh_max64(ROUND_ROWS / g.segment, 1), g.max_segments);
+    g.round_rows = g.round_segments * g.segment;
+    g.kda_heads = lh_split(d->kda_heads, rank, size);
+    g.mla_heads = lh_split(d->mla_heads, rank, size);
+    g.experts = lh_split(d->n_experts, rank, size);
+    g.d_model = lh_split(d->d_model, rank, size);
+    g.vocab = lh_split(d->n_vocab, rank, size);
+    *out = g;
+    return LH_OK;
+}
+
+static void *take(lh_carve *c, int64_t rows, int64_t width, size_t elem_bytes)
+{
+    size_t count = 0;
+
+    if (lh_mul_size(&count, (size_t)rows, (size_t)width) != 0)
+        c->used = SIZE_MAX;
+    return lh_carve_take(c, count, elem_bytes, ALIGN);
+}
+
+/* An area whose size an operation of the backend names. */
+static void *take_work(lh_carve *c, size_t bytes)
+{
+    return lh_carve_take(c, bytes, 1, ALIGN);
+}
+
+static void layout_kda(lh_workspace *w, lh_carve *c, const lh_geometry *g)
+{
+    const lh_dims *d = g->d;
+    int64_t n = g->max_rows, heads = d->kda_heads, dim = d->kda_dim, width = heads * dim;
+    int64_t square = heads * dim * dim, tail = 3 * (d->taps - 1);
+    size_t act = g->act_bytes;
+
+    w->kda.raw = take(c, n, 3 * width, act);
+    w->kda.f = w->kda.raw;
+    w->kda.z = w->kda.raw ? (char *)w->kda.raw + (size_t)(n * width) * act : NULL;
+    w->kda.o = w->kda.raw ? (char *)w->kda.raw + (size_t)(2 * n * width) * act : NULL;
+    w->kda.q = take(c, n, width, act);
+    w->kda.k = take(c, n, width, act);
+    w->kda.v = take(c, n, width, act);
+    w->kda.g = take(c, n, width, sizeof(float));
+    w->kda.b = take(c, n, heads, act);
+    w->kda.beta = take(c, n, heads, sizeof(float));
+    w->kda.low = take(c, n, dim, act);
+    w->kda.halo[0] = take(c, tail, width, act);
+    w->kda.halo[1] = take(c, tail, width, act);
+    w->kda.tail = take(c, tail, width, act);
+    w->kda.by_rank = take(c, tail, width, act);
+    w->kda.map = take(c, g->max_segments, square, sizeof(float));
+    w->kda.add = take(c, g->max_segments, square, sizeof(float));
+    w->kda.state = take(c, g->max_segments, square, sizeof(float));
+    w->kda.carry[0] = take(c, 1, square, sizeof(float));
+    w->kda.carry[1] = take(c, 1, square, sizeof(float));
+    w->kda.work = take_work(
+        c, g->k->kda_work_bytes(n, g->max_segments, d->kda_heads, d->kda_dim, d->kda_dim));
+}
+
+static void layout_mla(lh_workspace *w, lh_carve *c, const lh_geometry *g)
+{
+    const lh_dims *d = g->d;
+    int64_t n = g->max_rows;
+
+    w->mla.q = take(c, n, (int64_t)d->mla_heads * (d->d_nope + d->d_rope), g->act_bytes);
+    w->mla.raw = take(c, n, d->d_latent + d->d_rope, g->act_bytes);
+    w->mla.o = take(c, n, (int64_t)d->mla_heads * d->d_v, g->act_bytes);
+    w->mla.work = take_work(c, g->k->mla_prefill_work_bytes(n, d->mla_heads, d->d_nope, d->d_rope,
+                                                            d->d_v, d->d_latent));
+}
+
+static void layout_moe(lh_workspace *w, lh_carve *c, const lh_geometry *g)
+{
+    const lh_dims *d = g->d;
+    int64_t n = g->max_rows;
+
+    w->moe.scores = take(c, n, d->n_experts, sizeof(float));
+    w->moe.expert = take(c, n, d->top_k, sizeof(int32_t));
+    w->moe.weight = take(c, n, d->top_k, sizeof(float));
+    w->moe.shared = take(c, n, d->n_shared ? d->d_model : 0, g->act_bytes);
+    w->moe.shared_hidden = take(c, n, 2 * d->d_shared, g->act_bytes);
+    w->moe.hidden =
+        take(c, g->round_rows * g->size, (int64_t)d->top_k * 2 * d->d_expert, g->act_bytes);
+}
+
+static void layout_step(lh_workspace *w, lh_carve *c, const lh_geometry *g)
+{
+    const lh_dims *d = g->d;
+    int64_t own = lh_range_size(g->kda_heads), dim = d->kda_dim,
+            own_mla = lh_range_size(g->mla_heads);
+    int64_t hidden =
+        lh_max64(lh_max64(d->top_k * d->d_expert, d->d_shared), d->n_dense_layers ? d->d_ffn : 0);
+    size_t act = g->act_bytes;
+
+    w->step.raw = take(c, 3 * own, dim, act);
+    w->step.q = take(c, own, dim, act);
+    w->step.k = take(c, own, dim, act);
+    w->step.v = take(c, own, dim, act);
+    w->step.f = take(c, own, dim, act);
+    w->step.z = take(c, own, dim, act);
+    w->step.g = take(c, own, dim, sizeof(float));
+    w->step.beta = take(c, 1, own, sizeof(float));
+    w->step.b = take(c, 1, own, act);
+    w->step.low = take(c, 1, dim, act);
+    w->step.y = take(c, d->kda_heads, dim, act);
+    w->step.mla_q = take(c, own_mla, d->d_nope + d->d_rope, act);
+    w->step.mla_o = take(c, d->mla_heads, d->d_v, act);
+    w->step.mla_work = take_work(
+        c, g->k->mla_decode_work_bytes(1, g->context, (int)own_mla, d->d_latent, d->d_rope));
+    w->step.scores = take(c, 1, d->n_experts, sizeof(float));
+    w->step.weight = take(c, 1, d->top_k, sizeof(float));
+    w->step.expert = take(c, 1, d->top_k, sizeof(int32_t));
+    w->step.source = take(c, 1, d->top_k, sizeof(int32_t));
+    w->step.px = take(c, d->top_k, d->d_model, act);
+    w->step.rows = take(c, d->top_k + 1, d->d_model, act);
+    w->step.hidden = take(c, 2, hidden, act);
+}
+
+size_t lh_workspace_layout(lh_workspace *w, void *base, const lh_geometry *g)
+{
+    const lh_dims *d = g->d;
+    lh_carve c = {.base = base};
+    int64_t n = g->max_rows, conv_rows = (int64_t)(d->taps - 1) * 3 * d->kda_heads;
+
+    w->ids = take(&c, n, 1, sizeof(int32_t));
+    w->x = take(&c, n, d->d_model, g->act_bytes);
+    w->h = take(&c, n, d->d_model, g->act_bytes);
+    w->conv_gather = take(&c, conv_rows, 1, sizeof(int32_t));
+    w->conv_scatter = take(&c, conv_rows, 1, sizeof(int32_t));
+    w->zeros = take(&c, d->top_k, 1, sizeof(int32_t));
+    w->last = take(&c, LH_LOGIT_ROWS, d->d_model, g->act_bytes);
+    w->logits_part = take(&c, LH_LOGIT_ROWS, lh_range_size(g->vocab), sizeof(float));
+    w->logits = take(&c, 1, d->n_vocab, sizeof(float));
+
+    /* the layers take turns in the memory behind */
+    lh_carve kda = c, mla = c, dense = c, moe = c, step = c;
+    if (d->n_kda_layers > 0)
+        layout_kda(w, &kda, g);
+    if (d->n_mla_layers > 0)
+        layout_mla(w, &mla, g);
+    if (d->n_dense_layers > 0)
+        w->dense.hidden = take(&dense, n, 2 * d->d_ffn, g->act_bytes);
+    if (d->n_dense_layers < d->n_layers)
+        layout_moe(w, &moe, g);
+    layout_step(w, &step, g);
+    size_t used = kda.used;
+    used = mla.used > used ? mla.used : used;
+    used = dense.used > used ? dense.used : used;
+    used = moe.used > used ? moe.used : used;
+    return step.used > used ? step.used : used;
+}
+
+/* What travels between ranks for the experts, on the device: at worst every pair of a round lands
+ * here. */
+size_t lh_communication_layout(lh_workspace *w, void *base, const lh_geometry *g)
+{
+    const lh_dims *d = g->d;
+    lh_carve c = {.base = base};
+
+    if (d->n_dense_layers == d->n_layers)
+        return 0;
+    int64_t round = g->round_rows * g->size, own = lh_range_size(g->experts);
+    int64_t pairs = round * lh_min64(d->top_k, own);
+    w->moe.sent = take(&c, g->round_rows * lh_min64(d->top_k, g->size), d->d_model, g->act_bytes);
+    w->moe.received = take(&c, own ? round : 0, d->d_model, g->act_bytes);
+    w->moe.pair_x = take(&c, pairs, d->d_model, g->act_bytes);
+    w->moe.pair_y = take(&c, pairs, d->d_model, g->act_bytes);
+    w->moe.back = take(&c, g->round_rows, d->top_k * d->d_model, g->act_bytes);
+    w->moe.index = take(&c, lh_max64(pairs, g->round_rows * d->top_k), 1, sizeof(int32_t));
+    return c.used;
+}
+
+size_t lh_host_layout(lh_host_space *h, void *base, const lh_geometry *g)
+{
+    const lh_dims *d = g->d;
+    lh_carve c = {.base = base};
+    int64_t n = g->max_rows, ones = lh_max64(LH_LOGIT_ROWS, d->top_k);
+
+    h->expert = take(&c, n, d->top_k, sizeof(int32_t));
+    h->position = take(&c, n, 1, sizeof(int64_t));
+    h->segment = take(&c, n, 1, sizeof(int64_t));
+    h->tile_start = take(&c, g->max_segments + 1, 1, sizeof(int64_t));
+    h->round_start = take(&c, g->max_segments + 1, 1, sizeof(int64_t));
+    h->net = take(&c, lh_max64(g->max_segments, ones), 1, sizeof(int32_t));
+    h->slot_net = take(&c, d->top_k, 1, sizeof(int32_t));
+    h->unit_start = take(&c, ones + 1, 1, sizeof(int64_t));
+    h->runs = take(&c, 2 * (int64_t)g->size, 1, sizeof(lh_run));
+    h->send_bytes = take(&c, g->size, 1, sizeof(size_t));
+    h->recv_bytes = take(&c, g->size, 1, sizeof(size_t));
+    h->recv_offset = take(&c, g->size, 1, sizeof(size_t));
+    return c.used;
+}
+
+/* Products of checked dimensions: at most 2^10 layers, 2^24 rows or heads * dim, 2^13 wide: no
+ * overflow in 64 bits. */
+size_t lh_slot_kda_bytes(const lh_geometry *g)
+{
+    const lh_dims *d = g->d;
+    return (size_t)d->n_kda_layers * (size_t)lh_range_size(g->kda_heads) * (size_t)d->kda_dim *
+           (size_t)d->kda_dim * sizeof(float);
+}
+
+size_t lh_slot_conv_bytes(const lh_geometry *g)
+{
+    const lh_dims *d = g->d;
+    return (size_t)d->n_kda_layers * (size_t)(d->taps - 1) * 3 *
+           (size_t)lh_range_size(g->kda_heads) * (size_t)d->kda_dim * g->act_bytes;
+}
+
+size_t lh_slot_latent_bytes(const lh_geometry *g)
+{
+    const lh_dims *d = g->d;
+    return (size_t)d->n_mla_layers * (size_t)g->latent_rows * (size_t)(d->d_latent + d->d_rope) *
+           g->act_bytes;
+}
