@@ -1,0 +1,177 @@
+#include "parallel/comm.h"
+
+#include <string.h>
+
+#include "base/mem.h"
+
+/* Arguments are checked and bytes counted here, once for all backends. */
+
+static lh_status check_buffer(const lh_comm *c, const void *p, size_t bytes, const char *what)
+{
+    LH_REQUIRE(p || bytes == 0, LH_ERR_INVALID, "%s: the %s buffer of %zu bytes is NULL",
+               c->what ? c->what : "communicator", what, bytes);
+    return LH_OK;
+}
+
+/* The sum of bytes [size]; *others leaves out the own rank's. */
+static lh_status add_up(const lh_comm *c, const size_t *bytes, size_t *all, size_t *others)
+{
+    *all = 0;
+    for (int r = 0; r < c->size; r++)
+        LH_REQUIRE(lh_add_size(all, *all, bytes[r]) == 0, LH_ERR_INVALID,
+                   "sizes of the ranks' parts add up to more than 64 bits");
+    *others = *all - bytes[c->rank];
+    return LH_OK;
+}
+
+static void count(lh_comm *c, uint64_t sent, uint64_t received)
+{
+    c->bytes_sent += sent;
+    c->bytes_received += received;
+    c->calls++;
+}
+
+void lh_comm_destroy(lh_comm *c)
+{
+    if (c)
+        c->ops->destroy(c);
+}
+
+void lh_comm_abort(lh_comm *c, int exit_code)
+{
+    c->ops->abort(c, exit_code);
+}
+
+void lh_comm_at(lh_comm *c, const char *what, int layer)
+{
+    c->what = what;
+    c->layer = layer;
+}
+
+lh_status lh_comm_bcast(lh_comm *c, void *buf, size_t bytes, int root, lh_stream *s)
+{
+    uint64_t others = (uint64_t)c->size - 1;
+
+    LH_REQUIRE(root >= 0 && root < c->size, LH_ERR_INVALID, "bcast from rank %d of %d", root,
+               c->size);
+    LH_TRY(check_buffer(c, buf, bytes, "bcast"));
+    LH_TRY(c->ops->bcast(c, buf, bytes, root, s));
+    count(c, root == c->rank ? others * bytes : 0, root == c->rank ? 0 : bytes);
+    return LH_OK;
+}
+
+lh_status lh_comm_allgather(lh_comm *c, const void *send, size_t bytes, void *recv, lh_stream *s)
+{
+    uint64_t others = (uint64_t)c->size - 1;
+
+    LH_TRY(check_buffer(c, send, bytes, "send"));
+    LH_TRY(check_buffer(c, recv, bytes, "receive"));
+    LH_TRY(c->ops->allgather(c, send, bytes, recv, s));
+    count(c, others * bytes, others * bytes);
+    return LH_OK;
+}
+
+lh_status lh_comm_allgatherv(lh_comm *c, const void *send, void *recv, const size_t *recv_bytes,
+                             const size_t *recv_offset, lh_stream *s)
+{
+    size_t all = 0, received = 0;
+
+    LH_TRY(add_up(c, recv_bytes, &all, &received));
+    LH_TRY(check_buffer(c, send, recv_bytes[c->rank], "send"));
+    LH_TRY(check_buffer(c, recv, all, "receive"));
+    LH_TRY(c->ops->allgatherv(c, send, recv, recv_bytes, recv_offset, s));
+    count(c, ((uint64_t)c->size - 1) * recv_bytes[c->rank], received);
+    return LH_OK;
+}
+
+lh_status lh_comm_alltoallv(lh_comm *c, const void *send, const size_t *send_bytes, void *recv,
+                            const size_t *recv_bytes, lh_stream *s)
+{
+    size_t all_sent = 0, all_received = 0, sent = 0, received = 0;
+
+    LH_TRY(add_up(c, send_bytes, &all_sent, &sent));
+    LH_TRY(add_up(c, recv_bytes, &all_received, &received));
+    LH_TRY(check_buffer(c, send, all_sent, "send"));
+    LH_TRY(check_buffer(c, recv, all_received, "receive"));
+    LH_REQUIRE(send_bytes[c->rank] == recv_bytes[c->rank], LH_ERR_DISAGREE,
+               "alltoallv: %zu bytes for the own rank, expected %zu", send_bytes[c->rank],
+               recv_bytes[c->rank]);
+    LH_TRY(c->ops->alltoallv(c, send, send_bytes, recv, recv_bytes, s));
+    count(c, sent, received);
+    return LH_OK;
+}
+
+lh_status lh_comm_sendrecv(lh_comm *c, const void *send, size_t send_bytes, int to, void *recv,
+                           size_t recv_bytes, int from, lh_stream *s)
+{
+    int to_other = to >= 0 && to != c->rank, from_other = from >= 0 && from != c->rank;
+
+    LH_REQUIRE(to >= -1 && to < c->size && from >= -1 && from < c->size &&
+                   (to == c->rank) == (from == c->rank),
+               LH_ERR_INVALID, "sendrecv to rank %d and from rank %d, on rank %d of %d", to, from,
+               c->rank, c->size);
+    LH_REQUIRE(to != c->rank || send_bytes == recv_bytes, LH_ERR_DISAGREE,
+               "sendrecv: %zu bytes for the own rank, expected %zu", send_bytes, recv_bytes);
+    if (to >= 0)
+        LH_TRY(check_buffer(c, send, send_bytes, "send"));
+    if (from >= 0)
+        LH_TRY(check_buffer(c, recv, recv_bytes, "receive"));
+    LH_TRY(c->ops->sendrecv(c, send, send_bytes, to, recv, recv_bytes, from, s));
+    count(c, to_other ? send_bytes : 0, from_other ? recv_bytes : 0);
+    return LH_OK;
+}
+
+/*
+ * The lowest rank whose value is not 0, and its value; -1 if there is none. One broadcast per rank,
+ * so that it needs no memory and works where an allocation has just failed.
+ */
+static lh_status lowest_nonzero(lh_comm *c, int32_t mine, int *rank, int32_t *value)
+{
+    for (int r = 0; r < c->size; r++) {
+        *rank = r;
+        *value = mine;
+        LH_TRY(lh_comm_bcast(c, value, sizeof *value, r, NULL));
+        if (*value != 0)
+            return LH_OK;
+    }
+    *rank = -1;
+    return LH_OK;
+}
+
+lh_status lh_comm_agree(lh_comm *c, lh_status mine)
+{
+    int rank;
+    int32_t status;
+
+    LH_TRY(lowest_nonzero(c, (int32_t)mine, &rank, &status));
+    if (rank < 0 || rank == c->rank)
+        return mine;
+    lh_set_peer_status((lh_status)status);
+    return LH_FAIL(LH_ERR_PEER, "rank %d failed: %s", rank, lh_status_text((lh_status)status));
+}
+
+lh_status lh_comm_same(lh_comm *c, const void *bytes, size_t n, const char *what)
+{
+    char theirs[4096];
+    const char *ours = bytes;
+    uint64_t total = n;
+    int32_t differs, value;
+    int rank;
+
+    LH_TRY(check_buffer(c, bytes, n, what));
+    LH_TRY(lh_comm_bcast(c, &total, sizeof total, 0, NULL));
+    differs = total != n;
+    /* A rank that differs takes part to the end. */
+    for (uint64_t at = 0; at < total;) {
+        size_t len = total - at < sizeof theirs ? (size_t)(total - at) : sizeof theirs;
+        if (c->rank == 0)
+            memcpy(theirs, ours + at, len);
+        LH_TRY(lh_comm_bcast(c, theirs, len, 0, NULL));
+        if (!differs)
+            differs = memcmp(theirs, ours + at, len) != 0;
+        at += len;
+    }
+    LH_TRY(lowest_nonzero(c, differs, &rank, &value));
+    LH_REQUIRE(rank < 0, LH_ERR_DISAGREE, "%s of rank %d differs from rank 0's", what, rank);
+    return LH_OK;
+}

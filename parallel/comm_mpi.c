@@ -1,0 +1,469 @@
+#include <mpi.h>
+
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/mem.h"
+#include "parallel/comm.h"
+
+/*
+ * Every operation is a set of transfers, at most one in and one out per peer, polled until all are
+ * done or the deadline has passed. Nothing blocks inside MPI, so a missing peer can be named.
+ *
+ * A transfer travels in pieces of LH_MPI_PIECE bytes and ends with a shorter one, which may be
+ * empty. So a sender and a receiver that name different sizes always meet at a piece of a different
+ * size, and the receiver notices.
+ *
+ * The tag says which operation and which step a message belongs to. Messages between two ranks keep
+ * their order and a receive takes the next one whatever its tag, so a peer that is out of step is
+ * noticed at once instead of being waited for.
+ */
+#ifndef LH_MPI_PIECE
+#define LH_MPI_PIECE ((size_t)1 << 30)
+#endif
+#define SPINS 100         /* polls before the core is given away */
+#define NAP_AFTER_S 0.010 /* seconds without news before polls are spaced out */
+#define NAP_NS 50000
+#define STEPS 4096 /* of the counter in the tag; with the operation below MPI's least upper bound  \
+                    */
+
+enum op { OP_BCAST, OP_ALLGATHER, OP_ALLGATHERV, OP_ALLTOALLV, OP_SENDRECV, N_OPS };
+static const char *const op_names[N_OPS] = {"bcast", "allgather", "allgatherv", "alltoallv",
+                                            "sendrecv"};
+
+typedef struct transfer {
+    char *at; /* the next piece; only read when sending */
+    size_t left;
+    int peer, sending;
+} transfer;
+
+typedef struct mpi_comm {
+    lh_comm base;
+    MPI_Comm comm;
+    int broken; /* a wait failed: peers may be anywhere, only abort and destroy are left */
+    unsigned step;
+    enum op op;
+    int n_transfers, n_open;
+    transfer *transfers;   /* these four: [2 * size] */
+    MPI_Request *requests; /* of the piece under way, or MPI_REQUEST_NULL */
+    MPI_Status *statuses;
+    int *ready;
+} mpi_comm;
+
+static int began_mpi, any_broken; /* of the process, as MPI itself */
+
+static lh_status mpi_failed(const char *call, int rc)
+{
+    char text[MPI_MAX_ERROR_STRING] = "";
+    int len = 0;
+
+    (void)MPI_Error_string(rc, text, &len);
+    return LH_FAIL(LH_ERR_MPI, "%s: %s", call, text);
+}
+
+#define MPI_TRY_OUT(call, expr)                                                                    \
+    do {                                                                                           \
+        int rc_ = (expr);                                                                          \
+        if (rc_ != MPI_SUCCESS) {                                                                  \
+            st = mpi_failed((call), rc_);                                                          \
+            goto out;                                                                              \
+        }                                                                                          \
+    } while (0)
+
+/* "dispatch of layer 3 (alltoallv)" */
+static const char *place(const mpi_comm *m, char *text, size_t len)
+{
+    const char *op = op_names[m->op];
+
+    if (!m->base.what)
+        (void)snprintf(text, len, "%s", op);
+    else if (m->base.layer < 0)
+        (void)snprintf(text, len, "%s (%s)", m->base.what, op);
+    else
+        (void)snprintf(text, len, "%s of layer %d (%s)", m->base.what, m->base.layer, op);
+    return text;
+}
+
+static int tag_of(const mpi_comm *m)
+{
+    return (int)(m->step % STEPS) * N_OPS + (int)m->op;
+}
+
+static size_t piece_bytes(const transfer *t)
+{
+    return t->left < LH_MPI_PIECE ? t->left : LH_MPI_PIECE;
+}
+
+static lh_status post_piece(mpi_comm *m, int i)
+{
+    transfer *t = &m->transfers[i];
+    int bytes = (int)piece_bytes(t);
+    int rc =
+        t->sending
+            ? MPI_Isend(t->at, bytes, MPI_BYTE, t->peer, tag_of(m), m->comm, &m->requests[i])
+            : MPI_Irecv(t->at, bytes, MPI_BYTE, t->peer, MPI_ANY_TAG, m->comm, &m->requests[i]);
+    return rc == MPI_SUCCESS ? LH_OK : mpi_failed(t->sending ? "MPI_Isend" : "MPI_Irecv", rc);
+}
+
+static lh_status add_transfer(mpi_comm *m, int peer, const void *at, size_t bytes, int sending)
+{
+    int i = m->n_transfers++;
+
+    m->transfers[i] =
+        (transfer){.at = (char *)(uintptr_t)at, .left = bytes, .peer = peer, .sending = sending};
+    m->requests[i] = MPI_REQUEST_NULL;
+    m->n_open++;
+    return post_piece(m, i);
+}
+
+static lh_status wrong_size(const mpi_comm *m, const transfer *t, const char *seen)
+{
+    char where[96];
+
+    return LH_FAIL(LH_ERR_DISAGREE, "rank %d sent %s than the %zu bytes expected in %s", t->peer,
+                   seen, t->left, place(m, where, sizeof where));
+}
+
+static lh_status check_received(const mpi_comm *m, const transfer *t, const MPI_Status *status)
+{
+    char where[96];
+    int bytes = 0;
+    int tag = status->MPI_TAG;
+
+    LH_REQUIRE(tag == tag_of(m), LH_ERR_DISAGREE,
+               "rank %d is out of step: it sent %s of call %d, expected call %d, %s", t->peer,
+               op_names[tag % N_OPS], tag / N_OPS, (int)(m->step % STEPS),
+               place(m, where, sizeof where));
+    int rc = MPI_Get_count(status, MPI_BYTE, &bytes);
+    if (rc != MPI_SUCCESS)
+        return mpi_failed("MPI_Get_count", rc);
+    return (size_t)bytes == piece_bytes(t) ? LH_OK : wrong_size(m, t, "less");
+}
+
+static lh_status finish_piece(mpi_comm *m, int i, const MPI_Status *status)
+{
+    transfer *t = &m->transfers[i];
+    size_t bytes = piece_bytes(t);
+
+    if (!t->sending)
+        LH_TRY(check_received(m, t, status));
+    t->left -= bytes;
+    if (bytes < LH_MPI_PIECE) {
+        m->n_open--;
+        return LH_OK;
+    }
+    t->at += bytes;
+    return post_piece(m, i);
+}
+
+/* MPI_Testsome returned `rc`: finds the transfer that it is about. */
+static lh_status transfer_failed(const mpi_comm *m, int rc, int n_ready)
+{
+    for (int k = 0; k < n_ready; k++) {
+        const transfer *t = &m->transfers[m->ready[k]];
+        int error = m->statuses[k].MPI_ERROR, class = MPI_SUCCESS;
+
+        (void)MPI_Error_class(error, &class);
+        if (class == MPI_ERR_TRUNCATE && m->statuses[k].MPI_TAG != tag_of(m))
+            return check_received(m, t, &m->statuses[k]);
+        if (class == MPI_ERR_TRUNCATE)
+            return wrong_size(m, t, "more");
+        if (class != MPI_SUCCESS && class != MPI_ERR_PENDING)
+            return mpi_failed(t->sending ? "sending" : "receiving", error);
+    }
+    return mpi_failed("MPI_Testsome", rc);
+}
+
+/* Names those whom we wait for: whoever still owes us something, otherwise who does not take. */
+static lh_status timed_out(const mpi_comm *m, double waited)
+{
+    char where[96], who[128] = "";
+    int len = 0, n = 0;
+
+    for (int sending = 0; sending <= 1 && n == 0; sending++)
+        for (int i = 0; i < m->n_transfers; i++)
+            if (m->requests[i] != MPI_REQUEST_NULL && m->transfers[i].sending == sending &&
+                len < (int)sizeof who - 12)
+                len += snprintf(who + len, sizeof who - (size_t)len, n++ ? ", %d" : "%d",
+                                m->transfers[i].peer);
+    return LH_FAIL(LH_ERR_TIMEOUT, "waited %.1f s for rank%s %s in %s", waited, n > 1 ? "s" : "",
+                   who, place(m, where, sizeof where));
+}
+
+/* Between two polls that brought nothing. */
+static lh_status idle(const mpi_comm *m, unsigned n_polls, double since)
+{
+    if (n_polls < SPINS)
+        return LH_OK;
+    double waited = lh_log_seconds() - since;
+    if (waited > m->base.timeout_s)
+        return timed_out(m, waited);
+    if (waited < NAP_AFTER_S)
+        (void)sched_yield();
+    else
+        (void)nanosleep(&(struct timespec){.tv_nsec = NAP_NS}, NULL);
+    return LH_OK;
+}
+
+static lh_status poll_all(mpi_comm *m)
+{
+    double since = lh_log_seconds();
+    unsigned n_polls = 0;
+
+    while (m->n_open > 0) {
+        int n_ready = 0;
+        int rc = MPI_Testsome(m->n_transfers, m->requests, &n_ready, m->ready, m->statuses);
+        if (rc != MPI_SUCCESS)
+            return transfer_failed(m, rc, n_ready);
+        for (int k = 0; k < n_ready; k++)
+            LH_TRY(finish_piece(m, m->ready[k], &m->statuses[k]));
+        if (n_ready > 0) {
+            since = lh_log_seconds();
+            n_polls = 0;
+        } else {
+            LH_TRY(idle(m, ++n_polls, since));
+        }
+    }
+    return LH_OK;
+}
+
+static lh_status start(mpi_comm *m, enum op op)
+{
+    LH_REQUIRE(!m->broken, LH_ERR_MPI, "%s on a communicator that has failed before", op_names[op]);
+    m->op = op;
+    m->step += op != OP_SENDRECV; /* not all ranks call that one */
+    m->n_transfers = 0;
+    m->n_open = 0;
+    return LH_OK;
+}
+
+/* `st` is how posting went. After a failure nothing may arrive in the caller's buffers any more. */
+static lh_status finish(mpi_comm *m, lh_status st)
+{
+    if (st == LH_OK)
+        st = poll_all(m);
+    if (st == LH_OK)
+        return LH_OK;
+    m->broken = any_broken = 1;
+    for (int i = 0; i < m->n_transfers; i++)
+        if (m->requests[i] != MPI_REQUEST_NULL && !m->transfers[i].sending)
+            (void)MPI_Cancel(&m->requests[i]);
+    return st;
+}
+
+static void copy_own(void *to, const void *from, size_t bytes)
+{
+    if (bytes > 0 && to != from)
+        memcpy(to, from, bytes);
+}
+
+static lh_status mpi_bcast(lh_comm *c, void *buf, size_t bytes, int root, lh_stream *s)
+{
+    mpi_comm *m = (mpi_comm *)c;
+    lh_status st = LH_OK;
+
+    (void)s;
+    LH_TRY(start(m, OP_BCAST));
+    if (c->rank != root)
+        st = add_transfer(m, root, buf, bytes, 0);
+    else
+        for (int r = 0; r < c->size && st == LH_OK; r++)
+            if (r != root)
+                st = add_transfer(m, r, buf, bytes, 1);
+    return finish(m, st);
+}
+
+/* Below, receives are posted first, so that nothing arrives unexpected that need not. */
+
+static lh_status mpi_allgather(lh_comm *c, const void *send, size_t bytes, void *recv, lh_stream *s)
+{
+    mpi_comm *m = (mpi_comm *)c;
+    char *to = recv;
+    lh_status st = LH_OK;
+
+    (void)s;
+    LH_TRY(start(m, OP_ALLGATHER));
+    for (int r = 0; r < c->size && st == LH_OK; r++)
+        if (r != c->rank)
+            st = add_transfer(m, r, to + (size_t)r * bytes, bytes, 0);
+    for (int r = 0; r < c->size && st == LH_OK; r++)
+        if (r != c->rank)
+            st = add_transfer(m, r, send, bytes, 1);
+    copy_own(to + (size_t)c->rank * bytes, send, bytes);
+    return finish(m, st);
+}
+
+static lh_status mpi_allgatherv(lh_comm *c, const void *send, void *recv, const size_t *recv_bytes,
+                                const size_t *recv_offset, lh_stream *s)
+{
+    mpi_comm *m = (mpi_comm *)c;
+    char *to = recv;
+    lh_status st = LH_OK;
+
+    (void)s;
+    LH_TRY(start(m, OP_ALLGATHERV));
+    for (int r = 0; r < c->size && st == LH_OK; r++)
+        if (r != c->rank)
+            st = add_transfer(m, r, to + recv_offset[r], recv_bytes[r], 0);
+    for (int r = 0; r < c->size && st == LH_OK; r++)
+        if (r != c->rank)
+            st = add_transfer(m, r, send, recv_bytes[c->rank], 1);
+    copy_own(to + recv_offset[c->rank], send, recv_bytes[c->rank]);
+    return finish(m, st);
+}
+
+static lh_status mpi_alltoallv(lh_comm *c, const void *send, const size_t *send_bytes, void *recv,
+                               const size_t *recv_bytes, lh_stream *s)
+{
+    mpi_comm *m = (mpi_comm *)c;
+    const char *from = send;
+    char *to = recv, *own = recv;
+    lh_status st = LH_OK;
+
+    (void)s;
+    LH_TRY(start(m, OP_ALLTOALLV));
+    for (int r = 0; r < c->size && st == LH_OK; to += recv_bytes[r++]) {
+        if (r == c->rank)
+            own = to;
+        else
+            st = add_transfer(m, r, to, recv_bytes[r], 0);
+    }
+    for (int r = 0; r < c->size && st == LH_OK; from += send_bytes[r++]) {
+        if (r == c->rank)
+            copy_own(own, from, send_bytes[r]);
+        else
+            st = add_transfer(m, r, from, send_bytes[r], 1);
+    }
+    return finish(m, st);
+}
+
+static lh_status mpi_sendrecv(lh_comm *c, const void *send, size_t send_bytes, int to, void *recv,
+                              size_t recv_bytes, int from, lh_stream *s)
+{
+    mpi_comm *m = (mpi_comm *)c;
+    lh_status st = LH_OK;
+
+    (void)s;
+    LH_TRY(start(m, OP_SENDRECV));
+    if (from == c->rank)
+        copy_own(recv, send, recv_bytes);
+    else if (from >= 0)
+        st = add_transfer(m, from, recv, recv_bytes, 0);
+    if (to >= 0 && to != c->rank && st == LH_OK)
+        st = add_transfer(m, to, send, send_bytes, 1);
+    return finish(m, st);
+}
+
+static void mpi_abort(lh_comm *c, int exit_code)
+{
+    (void)MPI_Abort(((mpi_comm *)c)->comm, exit_code);
+    _exit(exit_code);
+}
+
+static void mpi_destroy(lh_comm *c)
+{
+    mpi_comm *m = (mpi_comm *)c;
+
+    if (!m->broken) /* otherwise peers may not come along, and the process is about to end */
+        (void)MPI_Comm_free(&m->comm);
+    free(m);
+}
+
+static const lh_comm_ops mpi_ops = {
+    .name = "mpi",
+    .bcast = mpi_bcast,
+    .allgather = mpi_allgather,
+    .allgatherv = mpi_allgatherv,
+    .alltoallv = mpi_alltoallv,
+    .sendrecv = mpi_sendrecv,
+    .abort = mpi_abort,
+    .destroy = mpi_destroy,
+};
+
+/* The struct and its arrays for `size` ranks, in one block. */
+static size_t layout(mpi_comm **m, void *base, int size)
+{
+    lh_carve c = {.base = base};
+    size_t n = 2 * (size_t)size;
+    mpi_comm measured;
+
+    *m = lh_carve_take(&c, 1, sizeof **m, 64);
+    mpi_comm *fields = *m ? *m : &measured;
+    fields->transfers = lh_carve_take(&c, n, sizeof *fields->transfers, 64);
+    fields->requests = lh_carve_take(&c, n, sizeof *fields->requests, 64);
+    fields->statuses = lh_carve_take(&c, n, sizeof *fields->statuses, 64);
+    fields->ready = lh_carve_take(&c, n, sizeof *fields->ready, 64);
+    return c.used;
+}
+
+static lh_status begin_mpi(void)
+{
+    lh_status st = LH_OK;
+    int running = 0, level = MPI_THREAD_SINGLE;
+
+    MPI_TRY_OUT("MPI_Initialized", MPI_Initialized(&running));
+    if (running) {
+        MPI_TRY_OUT("MPI_Query_thread", MPI_Query_thread(&level));
+    } else {
+        MPI_TRY_OUT("MPI_Init_thread", MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &level));
+        began_mpi = 1;
+    }
+    LH_REQUIRE(level >= MPI_THREAD_FUNNELED, LH_ERR_UNAVAILABLE,
+               "this MPI does not allow other threads in the program (level %d, expected %d)",
+               level, MPI_THREAD_FUNNELED);
+out:
+    return st;
+}
+
+/* Only here MPI is left to wait by itself, as it is while it starts. */
+lh_status lh_comm_mpi_create(lh_comm **out, double timeout_s)
+{
+    lh_status st = LH_OK;
+    MPI_Comm dup = MPI_COMM_NULL;
+    mpi_comm *m = NULL;
+    void *block = NULL;
+    int rank = 0, size = 0, mine, all;
+
+    LH_REQUIRE(timeout_s > 0, LH_ERR_INVALID, "a timeout of %g s, expected more than 0", timeout_s);
+    LH_TRY(begin_mpi());
+    MPI_TRY_OUT("MPI_Comm_dup", MPI_Comm_dup(MPI_COMM_WORLD, &dup));
+    MPI_TRY_OUT("MPI_Comm_set_errhandler", MPI_Comm_set_errhandler(dup, MPI_ERRORS_RETURN));
+    MPI_TRY_OUT("MPI_Comm_rank", MPI_Comm_rank(dup, &rank));
+    MPI_TRY_OUT("MPI_Comm_size", MPI_Comm_size(dup, &size));
+
+    /* Every rank gets one, or every rank leaves. */
+    st = lh_alloc(&block, layout(&m, NULL, size), "communicator");
+    mine = st;
+    MPI_TRY_OUT("MPI_Allreduce", MPI_Allreduce(&mine, &all, 1, MPI_INT, MPI_MIN, dup));
+    LH_TRY_OUT(st);
+    LH_REQUIRE_OUT(all == LH_OK, LH_ERR_PEER, "another rank has no memory for a communicator");
+
+    (void)layout(&m, block, size);
+    m->base =
+        (lh_comm){.ops = &mpi_ops, .rank = rank, .size = size, .timeout_s = timeout_s, .layer = -1};
+    m->comm = dup;
+    if (rank == 0)
+        LH_LOG_I("comm", "mpi, %d ranks, waits of at most %g s", size, timeout_s);
+    *out = &m->base;
+    dup = MPI_COMM_NULL;
+    block = NULL;
+out:
+    free(block);
+    if (dup != MPI_COMM_NULL)
+        (void)MPI_Comm_free(&dup);
+    return st;
+}
+
+void lh_comm_mpi_finalize(void)
+{
+    /* After a failed wait MPI_Finalize could wait for ever; without it the launcher ends the job.
+     */
+    if (began_mpi && !any_broken)
+        (void)MPI_Finalize();
+    began_mpi = 0;
+}
