@@ -300,9 +300,10 @@ static lh_status check_runs(const lh_mla_prefill_args *a)
                (long long)a->n_rows);
     for (int r = 0, tile = 0; r < a->n_runs; r++) {
         int64_t n = a->run_start[r + 1] - a->run_start[r];
-        LH_REQUIRE(n > 0 && n <= a->n_rows, LH_ERR_INVALID,
-                   "mla_prefill: run %d has %lld rows, expected at least 1 and at most n_rows", r,
-                   (long long)n);
+        LH_REQUIRE(n > 0 && a->run_start[r + 1] <= a->n_rows, LH_ERR_INVALID,
+                   "mla_prefill: run %d is rows %lld to %lld, expected at least one of %lld rows",
+                   r, (long long)a->run_start[r], (long long)a->run_start[r + 1],
+                   (long long)a->n_rows);
         LH_TRY(check_range(op, "run_position", a->run_position[r], next_position, DIM_MAX - n));
         next_position = a->run_position[r] + n;
         while (a->tiles.start[tile] < a->run_start[r]) /* ends: the last one is n_rows */

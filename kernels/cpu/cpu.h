@@ -22,6 +22,11 @@ void lh_cpu_parallel(lh_stream *s, int64_t n_items, lh_cpu_item fn, void *ctx);
 
 int lh_cpu_threads(const lh_stream *s);
 
+/* Runs fn(args, begin, end) over ranges that cover the rows; few elements (rows times width) are
+ * one range, run at once by the caller. For work in which each row stands alone. */
+typedef void (*lh_cpu_rows_fn)(const void *args, int64_t begin, int64_t end);
+void lh_cpu_rows(lh_stream *s, int64_t n_rows, int64_t width, lh_cpu_rows_fn fn, const void *args);
+
 /*
  * c [m, n] = alpha a op(b) + beta c by OpenBLAS on the calling thread; a [m, k]; b [k, n], or [n,
  * k] with b_transposed. All row-major with the given row distances. The bits depend on the shape,
@@ -41,6 +46,15 @@ void lh_cpu_widen(float *out, const lh_bf16 *in, int64_t n);
 float lh_cpu_dot_bf16(const float *x, const lh_bf16 *w, int64_t n);
 float lh_cpu_dot(const float *x, const float *y, int64_t n);
 
+/* y = x / sqrt(mean(x^2) + eps) * w for one row; y may be x. */
+void lh_cpu_rmsnorm_row(float *y, const float *x, const lh_bf16 *w, int64_t n, float eps);
+
+/* A tile of more rows goes to lh_cpu_gemm in pieces of so many, counted from its start. */
+#define LH_CPU_PIECE 256
+
+/* Longest row of weights, so that a panel of 16 fits the scratch. */
+#define LH_CPU_MAX_IN (LH_CPU_SCRATCH / 16)
+
 /*
  * Rows of one tile through a weight matrix: y [rows, n_out] = (or +=) x w^T, for outputs
  * [out_begin, out_end). One row by dot products, more by lh_cpu_gemm over a widened panel; the
@@ -53,6 +67,27 @@ void lh_cpu_tile_linear(float *y, int64_t ldy, const float *x, int64_t ldx, cons
 /* Outputs of a panel for this length of row: n_in * panel f32 fit the scratch; a multiple of 16, at
  * most 256. */
 int64_t lh_cpu_panel(int64_t n_in);
+
+/*
+ * Products of rows cut into tiles, tile i by the weights of network net[i]: for each part p of
+ * n_parts, y[:, p n_out ..] = (or +=) x w[p][net]^T. Which tiles and threads share the widened
+ * weights does not show in the result.
+ */
+typedef struct lh_cpu_product {
+    float *y;
+    int64_t ldy;
+    const float *x;
+    int64_t ldx;
+    const lh_bf16 *const *w[2]; /* per part: the networks' matrices [n_out, n_in] */
+    int n_parts;                /* 1 or 2 */
+    int64_t n_in, n_out;
+    int accumulate;
+    const lh_tiles *tiles;
+    const int32_t *net; /* [tiles->n], or NULL: all 0 */
+} lh_cpu_product;
+
+/* LH_ERR_UNSUPPORTED: n_in is more than LH_CPU_MAX_IN. */
+lh_status lh_cpu_run_product(lh_stream *s, const lh_cpu_product *p);
 
 lh_status lh_cpu_embed(lh_stream *s, const lh_embed_args *a);
 lh_status lh_cpu_rmsnorm(lh_stream *s, const lh_rmsnorm_args *a);

@@ -2,8 +2,10 @@
  * The CPU's stream: a pool of threads. The caller's thread is one of them; the others sleep between
  * calls.
  */
+#include <cblas.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,6 +14,15 @@
 
 /* How often a waiting worker looks before it sleeps: a step of decoding has many short calls. */
 #define SPIN 2000
+
+/*
+ * One word says what goes on: the number of the round (a call of lh_cpu_parallel), whether workers
+ * may still join it, and how many are in it. The caller waits only for workers that joined, so a
+ * short round does not wait for one that sleeps or has lost its core.
+ */
+#define IN_ROUND UINT64_C(0xffff) /* workers inside */
+#define OPEN UINT64_C(0x10000)
+#define ONE_ROUND UINT64_C(0x20000)
 
 typedef struct worker {
     struct lh_stream *stream;
@@ -25,13 +36,13 @@ struct lh_stream {
     worker *workers; /* [n_threads]; 0 is the caller */
     void *scratch;
 
+    atomic_ullong state;
     pthread_mutex_t lock;
     pthread_cond_t wake, idle;
-    atomic_uint round; /* counts the calls of lh_cpu_parallel */
-    int quit;          /* under lock */
-    atomic_int busy;   /* workers that have not finished this round */
+    atomic_int n_asleep; /* workers that wait for `wake`, or are about to */
 
-    /* the work of this round */
+    /* The round's work: written before the round opens, read by workers that joined it. */
+    int quit;
     lh_cpu_item fn;
     void *ctx;
     int64_t n_items;
@@ -55,27 +66,49 @@ static inline void relax(void)
 #endif
 }
 
+/* A round is open that is not `seen`. */
+static int is_new(unsigned long long state, unsigned long long seen)
+{
+    return (state & OPEN) && state / ONE_ROUND != seen;
+}
+
+/* Joins the first open round that is not `seen`; returns its number. */
+static unsigned long long join_round(struct lh_stream *s, unsigned long long seen)
+{
+    for (;;) {
+        unsigned long long state = atomic_load(&s->state);
+        for (int i = 0; i < SPIN && !is_new(state, seen); i++) {
+            relax();
+            state = atomic_load(&s->state);
+        }
+        if (!is_new(state, seen)) {
+            /* Counted as asleep before the last look, while start_round opens before it looks at
+             * the count: one of the two sees the other (both are sequentially consistent). */
+            pthread_mutex_lock(&s->lock);
+            atomic_fetch_add(&s->n_asleep, 1);
+            while (!is_new(state = atomic_load(&s->state), seen))
+                pthread_cond_wait(&s->wake, &s->lock);
+            atomic_fetch_sub(&s->n_asleep, 1);
+            pthread_mutex_unlock(&s->lock);
+        }
+        while (is_new(state, seen))
+            if (atomic_compare_exchange_weak(&s->state, &state, state + 1))
+                return state / ONE_ROUND;
+    }
+}
+
 static void *work(void *arg)
 {
     worker *w = arg;
     struct lh_stream *s = w->stream;
-    unsigned seen = 0;
+    unsigned long long seen = 0;
 
     for (;;) {
-        for (int i = 0; i < SPIN && atomic_load_explicit(&s->round, memory_order_acquire) == seen;
-             i++)
-            relax();
-        if (atomic_load_explicit(&s->round, memory_order_acquire) == seen) {
-            pthread_mutex_lock(&s->lock);
-            while (atomic_load_explicit(&s->round, memory_order_acquire) == seen)
-                pthread_cond_wait(&s->wake, &s->lock);
-            pthread_mutex_unlock(&s->lock);
-        }
-        seen++;
-        if (s->quit) /* written before the round it belongs to */
+        seen = join_round(s, seen);
+        if (s->quit)
             return NULL;
         take_items(s, w->scratch);
-        if (atomic_fetch_sub_explicit(&s->busy, 1, memory_order_acq_rel) == 1) {
+        if ((atomic_fetch_sub(&s->state, 1) & (OPEN | IN_ROUND)) == 1) { /* closed, the last one */
             pthread_mutex_lock(&s->lock);
             pthread_cond_signal(&s->idle);
             pthread_mutex_unlock(&s->lock);
@@ -83,14 +116,30 @@ static void *work(void *arg)
     }
 }
 
-/* Publishes the round that the fields above describe. */
+/* Opens the round that the fields describe; no worker is in the one before. */
 static void start_round(struct lh_stream *s)
 {
-    atomic_store_explicit(&s->busy, s->n_started, memory_order_relaxed);
-    pthread_mutex_lock(
-        &s->lock); /* a worker that saw no round is now waiting, or will see this one */
-    atomic_fetch_add_explicit(&s->round, 1, memory_order_release);
-    pthread_cond_broadcast(&s->wake);
+    atomic_fetch_add(&s->state, ONE_ROUND | OPEN);
+    if (atomic_load(&s->n_asleep) > 0) {
+        pthread_mutex_lock(&s->lock);
+        pthread_cond_broadcast(&s->wake);
+        pthread_mutex_unlock(&s->lock);
+    }
+}
+
+static void end_round(struct lh_stream *s)
+{
+    unsigned long long state = atomic_fetch_and(&s->state, ~OPEN);
+
+    for (int i = 0; i < SPIN && (state & IN_ROUND); i++) {
+        relax();
+        state = atomic_load(&s->state);
+    }
+    if (!(state & IN_ROUND))
+        return;
+    pthread_mutex_lock(&s->lock);
+    while (atomic_load(&s->state) & IN_ROUND)
+        pthread_cond_wait(&s->idle, &s->lock);
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -106,17 +155,32 @@ void lh_cpu_parallel(lh_stream *s, int64_t n_items, lh_cpu_item fn, void *ctx)
     s->fn = fn;
     s->ctx = ctx;
     s->n_items = n_items;
-    atomic_store_explicit(&s->next, 0, memory_order_relaxed);
+    atomic_store_explicit(&s->next, 0, memory_order_relaxed); /* the opening publishes it */
     start_round(s);
     take_items(s, s->workers[0].scratch);
-    for (int i = 0; i < SPIN && atomic_load_explicit(&s->busy, memory_order_acquire) > 0; i++)
-        relax();
-    if (atomic_load_explicit(&s->busy, memory_order_acquire) > 0) {
-        pthread_mutex_lock(&s->lock);
-        while (atomic_load_explicit(&s->busy, memory_order_acquire) > 0)
-            pthread_cond_wait(&s->idle, &s->lock);
-        pthread_mutex_unlock(&s->lock);
-    }
+    end_round(s);
+}
+
+/* About what one thread does in the time that it takes to wake another. */
+#define ROWS_ELEMENTS 16384
+
+typedef struct rows_call {
+    lh_cpu_rows_fn fn;
+    const void *args;
+    int64_t n_rows, rows_per_item;
+} rows_call;
+
+static void rows_item(void *ctx, int64_t item, float *scratch)
+{
+    const rows_call *c = ctx;
+    (void)scratch;
+    c->fn(c->args, item * c->rows_per_item, lh_min64((item + 1) * c->rows_per_item, c->n_rows));
+}
+
+void lh_cpu_rows(lh_stream *s, int64_t n_rows, int64_t width, lh_cpu_rows_fn fn, const void *args)
+{
+    rows_call c = {fn, args, n_rows, lh_max64(1, ROWS_ELEMENTS / width)};
+    lh_cpu_parallel(s, (n_rows + c.rows_per_item - 1) / c.rows_per_item, rows_item, &c);
 }
 
 int lh_cpu_threads(const lh_stream *s)
@@ -135,7 +199,7 @@ static void cpu_close(lh_stream *s)
         return;
     if (s->n_started > 0) {
         s->quit = 1;
-        start_round(s);
+        start_round(s); /* never ended: every worker joins it and leaves */
         for (int i = 1; i <= s->n_started; i++)
             pthread_join(s->workers[i].thread, NULL);
     }
@@ -157,6 +221,7 @@ static lh_status cpu_open(lh_stream **out, int index, int n_threads)
                "%d threads: expected 1 to 4096", n_threads);
     s = calloc(1, sizeof *s);
     LH_REQUIRE(s, LH_ERR_NOMEM, "cpu stream");
+    openblas_set_num_threads(1); /* it is called from the stream's threads, and has none itself */
     s->n_threads = n_threads;
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->wake, NULL);

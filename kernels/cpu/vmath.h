@@ -53,4 +53,22 @@ static inline float lh_silu(float x)
     return x * lh_sigmoid(x);
 }
 
+/* log(1 + e^x), within 3e-7 of itself, however small (0 where lh_exp is); NaN stays NaN. */
+static inline float lh_softplus(float x)
+{
+    /* max(x, 0) + log1p(u) with u in [0, 1]; log1p(u) = 2 atanh(u / (2 + u)), or above
+     * sqrt(2) - 1 log(2) + 2 atanh((u - 1) / (u + 3)): so |s| < 0.172, and a short series does */
+    float u = lh_exp(x < 0 ? x : -x);
+    int upper = u > 0.41421356f;
+    float s = (upper ? u - 1.0f : u) / (upper ? u + 3.0f : u + 2.0f);
+    float s2 = s * s;
+    float p = 1.0f / 9;
+    p = p * s2 + 1.0f / 7;
+    p = p * s2 + 1.0f / 5;
+    p = p * s2 + 1.0f / 3;
+    float twice = s + s;
+    float log1p_u = (upper ? 0.69314718f : 0.0f) + (twice + twice * s2 * p);
+    return (x > 0 ? x : 0.0f) + log1p_u;
+}
+
 #endif
