@@ -1,0 +1,1 @@
+lh_test(test_kda LINK lh_kernels SOURCES reference/kda.c)

@@ -1,0 +1,498 @@
+/*
+ * Chunked KDA and its step against the recurrence in float64.
+ *
+ * TOL is relative to the largest value of the outputs, or of the state: f32 has 6e-8, a chunk sums
+ * over d_k + LH_CHUNK products.
+ */
+#include "base/mem.h"
+#include "kernels/kernels.h"
+#include "tests/check.h"
+#include "tests/reference/reference_kda.h"
+
+#define TOL 1e-5
+
+static const lh_kernels *const K = &lh_kernels_cpu;
+static lh_stream *stream[3]; /* with 1, 2, 3 threads */
+
+typedef struct problem {
+    int64_t n;
+    int n_heads, d_k, d_v;
+    float *q, *k, *v, *g, *beta, *state;
+    double *ref_o, *ref_state; /* after solve() */
+} problem;
+
+static void *block(size_t bytes)
+{
+    void *p = NULL;
+    CHECK_OK(lh_alloc(&p, bytes, "test"));
+    if (!p)
+        exit(1);
+    return p;
+}
+
+static float *floats(int64_t n)
+{
+    return block((size_t)n * sizeof(float));
+}
+
+static float *copy_of(const float *x, int64_t n)
+{
+    float *y = floats(n);
+    memcpy(y, x, (size_t)n * sizeof *y);
+    return y;
+}
+
+static int64_t size_k(const problem *p)
+{
+    return p->n * p->n_heads * p->d_k;
+}
+
+static int64_t size_v(const problem *p)
+{
+    return p->n * p->n_heads * p->d_v;
+}
+
+static int64_t size_state(const problem *p)
+{
+    return (int64_t)p->n_heads * p->d_k * p->d_v;
+}
+
+static void unit_row(float *x, int d, double scale)
+{
+    double sum = 0;
+    for (int i = 0; i < d; i++) {
+        x[i] = (float)check_normal();
+        sum += (double)x[i] * x[i];
+    }
+    for (int i = 0; i < d; i++)
+        x[i] = (float)(x[i] / sqrt(sum + 1e-6) * scale);
+}
+
+/* Gates: from none to total, mixed over tokens and channels, with moderate ones between. */
+static float mixed_gate(void)
+{
+    static const float hard[] = {0.0f, -1e-8f, -5.0f, -80.0f, -1000.0f};
+    double u = check_uniform();
+    return u < 0.2 ? hard[check_random() % 5] : (float)(-0.3 * check_uniform());
+}
+
+static float mixed_beta(void)
+{
+    uint64_t r = check_random() % 8;
+    return r == 0 ? 0.0f : r == 1 ? 1.0f : (float)check_uniform();
+}
+
+static problem make(int64_t n, int n_heads, int d_k, int d_v)
+{
+    problem p = {.n = n, .n_heads = n_heads, .d_k = d_k, .d_v = d_v};
+
+    p.q = floats(size_k(&p)), p.k = floats(size_k(&p)), p.g = floats(size_k(&p));
+    p.v = floats(size_v(&p)), p.beta = floats(n * n_heads), p.state = floats(size_state(&p));
+    p.ref_o = block((size_t)size_v(&p) * sizeof(double));
+    p.ref_state = block((size_t)size_state(&p) * sizeof(double));
+    for (int64_t i = 0; i < n * n_heads; i++) {
+        unit_row(p.q + i * d_k, d_k, 1 / sqrt(d_k));
+        unit_row(p.k + i * d_k, d_k, check_random() % 16 == 0 ? 0 : 1);
+        p.beta[i] = mixed_beta();
+    }
+    for (int64_t i = 0; i < size_k(&p); i++)
+        p.g[i] = mixed_gate();
+    for (int64_t i = 0; i < size_v(&p); i++)
+        p.v[i] = (float)check_normal();
+    for (int64_t i = 0; i < size_state(&p); i++)
+        p.state[i] = (float)check_normal();
+    return p;
+}
+
+static void solve(problem *p)
+{
+    for (int64_t i = 0; i < size_state(p); i++)
+        p->ref_state[i] = p->state[i];
+    ref_kda(p->ref_o, p->ref_state, p->q, p->k, p->v, p->g, p->beta, p->n, p->n_heads, p->d_k,
+            p->d_v);
+}
+
+static void drop(problem *p)
+{
+    free(p->q), free(p->k), free(p->v), free(p->g), free(p->beta), free(p->state);
+    free(p->ref_o), free(p->ref_state);
+}
+
+/* One call over all tiles of the problem: o, and in `state` the state after it. */
+static void prefill(lh_stream *s, const problem *p, lh_tiles tiles, float *o, float *state)
+{
+    int64_t one = size_state(p), row = (int64_t)p->n_heads * p->d_k;
+    float *q = copy_of(p->q, size_k(p)), *k = copy_of(p->k, size_k(p));
+    float *v = copy_of(p->v, size_v(p)), *g = copy_of(p->g, size_k(p));
+    float *map = floats(tiles.n * row * p->d_k), *add = floats(tiles.n * one);
+    float *states = floats((tiles.n + 1) * one);
+    size_t work_bytes = K->kda_work_bytes(p->n, tiles.n, p->n_heads, p->d_k, p->d_v);
+    void *work = NULL;
+
+    CHECK_OK(K->device->alloc(s, &work, work_bytes, "work"));
+    memset(work, 0xff, work_bytes); /* NaN */
+    CHECK_OK(K->kda_prepare(s, &(lh_kda_prepare_args){.q = q,
+                                                      .k = k,
+                                                      .v = v,
+                                                      .g = g,
+                                                      .beta = p->beta,
+                                                      .map = map,
+                                                      .add = add,
+                                                      .work = work,
+                                                      .n_rows = p->n,
+                                                      .n_heads = p->n_heads,
+                                                      .d_k = p->d_k,
+                                                      .d_v = p->d_v,
+                                                      .tiles = tiles}));
+    memcpy(states, p->state, (size_t)one * sizeof *states);
+    for (int64_t i = 0; i < tiles.n; i++)
+        CHECK_OK(K->kda_fold(s, &(lh_kda_fold_args){.state_out = states + (i + 1) * one,
+                                                    .state_in = states + i * one,
+                                                    .map = map + i * row * p->d_k,
+                                                    .add = add + i * one,
+                                                    .n_heads = p->n_heads,
+                                                    .d_k = p->d_k,
+                                                    .d_v = p->d_v}));
+    CHECK_OK(K->kda_finish(s, &(lh_kda_finish_args){.o = o,
+                                                    .state_in = states,
+                                                    .q = q,
+                                                    .k = k,
+                                                    .v = v,
+                                                    .g = g,
+                                                    .work = work,
+                                                    .n_rows = p->n,
+                                                    .n_heads = p->n_heads,
+                                                    .d_k = p->d_k,
+                                                    .d_v = p->d_v,
+                                                    .tiles = tiles}));
+    memcpy(state, states + tiles.n * one, (size_t)one * sizeof *state);
+    K->device->release(s, work);
+    free(q), free(k), free(v), free(g), free(map), free(add), free(states);
+}
+
+static void prefill_whole(lh_stream *s, const problem *p, float *o, float *state)
+{
+    prefill(s, p, (lh_tiles){.n = 1, .start = (int64_t[]){0, p->n}}, o, state);
+}
+
+/* Each tile by a call of its own, the state handed on from turn to turn. */
+static void prefill_turns(lh_stream *s, const problem *p, lh_tiles tiles, float *o, float *state)
+{
+    float *carried = copy_of(p->state, size_state(p));
+
+    for (int i = 0; i < tiles.n; i++) {
+        int64_t row = tiles.start[i] * p->n_heads;
+        problem turn = *p;
+        turn.n = tiles.start[i + 1] - tiles.start[i];
+        turn.q += row * p->d_k, turn.k += row * p->d_k, turn.g += row * p->d_k;
+        turn.v += row * p->d_v, turn.beta += row, turn.state = carried;
+        prefill_whole(s, &turn, o + row * p->d_v, state);
+        memcpy(carried, state, (size_t)size_state(p) * sizeof *state);
+    }
+    free(carried);
+}
+
+/* Against the reference; `tiles` NULL: whole. With `turns`, one call for each tile. */
+static void check_against_reference(const problem *p, const lh_tiles *tiles, int turns)
+{
+    float *o = floats(size_v(p)), *state = floats(size_state(p));
+    lh_tiles whole = {.n = 1, .start = (int64_t[]){0, p->n}};
+
+    (turns ? prefill_turns : prefill)(stream[0], p, tiles ? *tiles : whole, o, state);
+    CHECK_NEAR(o, p->ref_o, size_v(p), TOL);
+    CHECK_NEAR(state, p->ref_state, size_state(p), TOL);
+    free(o), free(state);
+}
+
+static void check_problem(problem *p)
+{
+    int before = check_failures;
+    solve(p);
+    check_against_reference(p, NULL, 0);
+    if (check_failures > before)
+        printf("  ... with %lld tokens, %d heads, d_k %d, d_v %d\n", (long long)p->n, p->n_heads,
+               p->d_k, p->d_v);
+}
+
+static void test_every_length(void)
+{
+    for (int64_t n = 1; n <= 257; n++) {
+        problem p = make(n, 2, 16, 24);
+        check_problem(&p);
+        drop(&p);
+    }
+}
+
+static void test_sizes(void)
+{
+    static const int d[] = {1, 8, 32, 33, 64, 128, 256};
+    for (int i = 0; i < 7; i++) {
+        problem same = make(150, 2, d[i], d[i]), other = make(150, 1, d[i], d[6 - i]);
+        check_problem(&same);
+        check_problem(&other);
+        drop(&same), drop(&other);
+    }
+}
+
+/* One gate everywhere: long runs without decay, with little, and with all of it. */
+static void test_constant_gates(void)
+{
+    static const float gate[] = {0.0f, -1e-8f, -1e-3f, -1.0f, -5.0f, -80.0f, -87.0f, -1000.0f};
+    for (int i = 0; i < 8; i++) {
+        problem p = make(1000, 1, 64, 32);
+        for (int64_t j = 0; j < size_k(&p); j++)
+            p.g[j] = gate[i];
+        p.beta[p.n - 1] = 1.0f; /* or the last state may be smaller than f32 can say */
+        check_problem(&p);
+        drop(&p);
+    }
+}
+
+/* A channel that forgets beside one that keeps: a running sum of both sizes would lose the small
+ * decays. */
+static void test_decays_after_total_one(void)
+{
+    problem p = make(256, 1, 128, 128);
+    for (int64_t j = 0; j < size_k(&p); j++)
+        p.g[j] = j / p.d_k % 64 == 3 ? -1000.0f : (float)(-1e-3 * check_uniform());
+    check_problem(&p);
+    drop(&p);
+}
+
+/* The system of the UT transform at its worst: every key the same (or alternating), all written. */
+static void test_same_keys(void)
+{
+    for (int kind = 0; kind < 4; kind++) {
+        problem p = make(320, 1, 128, 128);
+        for (int64_t i = 0; i < p.n; i++)
+            for (int64_t j = 0; j < p.d_k; j++) {
+                p.k[i * p.d_k + j] = kind & 2 && i & 1 ? -p.k[j] : p.k[j];
+                p.g[i * p.d_k + j] = kind & 1 ? 0.0f : (float)(-1e-4 * check_uniform());
+                p.beta[i] = kind & 1 ? 1.0f : (float)(1 - 1e-3 * check_uniform());
+            }
+        check_problem(&p);
+        drop(&p);
+    }
+}
+
+static void test_zero_keys_and_beta(void)
+{
+    problem p = make(130, 1, 32, 32);
+    memset(p.k, 0, (size_t)size_k(&p) * sizeof *p.k);
+    check_problem(&p);
+    drop(&p);
+    p = make(130, 1, 32, 32);
+    memset(p.beta, 0, (size_t)p.n * sizeof *p.beta);
+    check_problem(&p);
+    drop(&p);
+}
+
+static void test_two_turns(void)
+{
+    static const int64_t lengths[] = {65, 128, 257};
+    for (int i = 0; i < 3; i++) {
+        problem p = make(lengths[i], 2, 16, 32);
+        solve(&p);
+        for (int64_t cut = 1; cut < p.n; cut++) {
+            lh_tiles tiles = {.n = 2, .start = (int64_t[]){0, cut, p.n}};
+            check_against_reference(&p, &tiles, 1);
+        }
+        drop(&p);
+    }
+}
+
+static int compare(const void *a, const void *b)
+{
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* Cuts anywhere, empty pieces among them. */
+static lh_tiles random_tiles(int64_t *start, int n_tiles, int64_t n)
+{
+    start[0] = 0;
+    for (int i = 1; i < n_tiles; i++)
+        start[i] = (int64_t)(check_random() % (uint64_t)(n + 1));
+    start[n_tiles] = n;
+    qsort(start, (size_t)n_tiles, sizeof *start, compare);
+    return (lh_tiles){.n = n_tiles, .start = start};
+}
+
+static void test_random_splits(void)
+{
+    int64_t start[16];
+    problem p = make(200, 1, 16, 16);
+
+    solve(&p);
+    for (int i = 0; i < 1000; i++) {
+        lh_tiles tiles = random_tiles(start, 3 + (int)(check_random() % 12), p.n);
+        check_against_reference(&p, &tiles, 0);
+    }
+    drop(&p);
+}
+
+/* Neither the company of other tiles nor the number of threads shows in the bits. */
+static void test_same_bits(void)
+{
+    int64_t start[16];
+    problem p = make(700, 3, 128, 128);
+    float *o = floats(size_v(&p)), *state = floats(size_state(&p));
+    float *other_o = floats(size_v(&p)), *other_state = floats(size_state(&p));
+
+    for (int round = 0; round < 3; round++) {
+        lh_tiles tiles = random_tiles(start, 5, p.n);
+        prefill_turns(stream[0], &p, tiles, o, state);
+        for (int i = 0; i < 3; i++) {
+            prefill(stream[i], &p, tiles, other_o, other_state);
+            CHECK_SAME_BITS(other_o, o, (size_t)size_v(&p) * sizeof *o);
+            CHECK_SAME_BITS(other_state, state, (size_t)size_state(&p) * sizeof *state);
+        }
+    }
+    free(o), free(state), free(other_o), free(other_state);
+    drop(&p);
+}
+
+static void test_causal(void)
+{
+    problem p = make(192, 1, 64, 64);
+    float *o = floats(size_v(&p)), *state = floats(size_state(&p)), *other = floats(size_v(&p));
+
+    prefill_whole(stream[0], &p, o, state);
+    for (int64_t t = p.n - 1; t > 0; t -= 5) {
+        unit_row(p.q + t * p.d_k, p.d_k, 1);
+        unit_row(p.k + t * p.d_k, p.d_k, 1);
+        unit_row(p.g + t * p.d_k, p.d_k, 100);
+        for (int64_t i = t * p.d_k; i < (t + 1) * p.d_k; i++)
+            p.v[i] = 7, p.g[i] = -fabsf(p.g[i]);
+        p.beta[t] = 0.5f;
+        prefill_whole(stream[0], &p, other, state);
+        CHECK_SAME_BITS(other, o, (size_t)(t * p.d_v) * sizeof *o);
+        CHECK(memcmp(other + t * p.d_v, o + t * p.d_v, (size_t)p.d_v * sizeof *o) != 0);
+    }
+    free(o), free(state), free(other);
+    drop(&p);
+}
+
+static void test_nan_stays_in_its_head(void)
+{
+    problem p = make(100, 3, 32, 32);
+    float *o = floats(size_v(&p)), *state = floats(size_state(&p));
+    float *other = floats(size_v(&p)), *other_state = floats(size_state(&p));
+    int64_t d = p.d_v, one = (int64_t)p.d_k * d;
+
+    prefill_whole(stream[0], &p, o, state);
+    p.k[(10 * 3 + 1) * p.d_k] = NAN; /* token 10 of head 1 */
+    prefill_whole(stream[0], &p, other, other_state);
+    CHECK(isnan(other_state[one]));
+    for (int head = 0; head < 3; head += 2) {
+        for (int64_t t = 0; t < p.n; t++)
+            CHECK_SAME_BITS(other + (t * 3 + head) * d, o + (t * 3 + head) * d,
+                            (size_t)d * sizeof *o);
+        CHECK_SAME_BITS(other_state + head * one, state + head * one, (size_t)one * sizeof *o);
+    }
+    free(o), free(state), free(other), free(other_state);
+    drop(&p);
+}
+
+static void run_step(lh_stream *s, const problem *p, int64_t t, int64_t n_seq, float *const *state,
+                     float *o)
+{
+    int64_t row = t * p->n_heads;
+    CHECK_OK(K->kda_step(s, &(lh_kda_step_args){.o = o,
+                                                .state = state,
+                                                .q = p->q + row * p->d_k,
+                                                .k = p->k + row * p->d_k,
+                                                .v = p->v + row * p->d_v,
+                                                .g = p->g + row * p->d_k,
+                                                .beta = p->beta + row,
+                                                .n_seq = n_seq,
+                                                .n_heads = p->n_heads,
+                                                .d_k = p->d_k,
+                                                .d_v = p->d_v}));
+}
+
+static void test_steps(void)
+{
+    static const int d[] = {1, 8, 33, 64, 128, 200};
+    for (int i = 0; i < 6; i++) {
+        problem p = make(100, 2, d[i], d[5 - i]);
+        float *o = floats(size_v(&p)), *state = copy_of(p.state, size_state(&p));
+        solve(&p);
+        for (int64_t t = 0; t < p.n; t++)
+            run_step(stream[0], &p, t, 1, &state, o + t * p.n_heads * p.d_v);
+        CHECK_NEAR(o, p.ref_o, size_v(&p), TOL);
+        CHECK_NEAR(state, p.ref_state, size_state(&p), TOL);
+        free(o), free(state);
+        drop(&p);
+    }
+}
+
+/* Tokens as sequences: in one call by 1, 2, 3 threads, and each alone. */
+static void test_step_batch(void)
+{
+    enum { N = 5 };
+    problem p = make(N, 3, 128, 128);
+    int64_t one = size_state(&p), row = (int64_t)p.n_heads * p.d_v;
+    float *o = floats(N * row), *alone = floats(row);
+
+    for (int i = 0; i < 3; i++) {
+        float *state[N];
+        for (int j = 0; j < N; j++)
+            state[j] = copy_of(p.state, one);
+        run_step(stream[i], &p, 0, N, state, o);
+        for (int j = 0; j < N; j++) {
+            float *own = copy_of(p.state, one);
+            run_step(stream[0], &p, j, 1, &own, alone);
+            CHECK_SAME_BITS(o + j * row, alone, (size_t)row * sizeof *o);
+            CHECK_SAME_BITS(state[j], own, (size_t)one * sizeof *own);
+            free(own), free(state[j]);
+        }
+    }
+    free(o), free(alone);
+    drop(&p);
+}
+
+static void test_limits(void)
+{
+    float x = 0;
+    CHECK_EQ(K->kda_work_bytes(0, 0, 32, 128, 128), 0);
+    CHECK(K->kda_work_bytes(INT64_MAX / 2, 1, 1 << 20, 128, 128) == SIZE_MAX);
+    CHECK_STATUS(K->kda_prepare(stream[0], &(lh_kda_prepare_args){.q = &x,
+                                                                  .k = &x,
+                                                                  .v = &x,
+                                                                  .g = &x,
+                                                                  .beta = &x,
+                                                                  .map = &x,
+                                                                  .add = &x,
+                                                                  .work = &x,
+                                                                  .n_rows = 1,
+                                                                  .n_heads = 1,
+                                                                  .d_k = 257,
+                                                                  .d_v = 1,
+                                                                  .tiles = {1, (int64_t[]){0, 1}}}),
+                 LH_ERR_UNSUPPORTED);
+}
+
+int main(int argc, char **argv)
+{
+    check_init(argc, argv);
+    for (int i = 0; i < 3; i++)
+        CHECK_OK(K->device->open(&stream[i], 0, i + 1));
+    RUN(test_every_length);
+    RUN(test_sizes);
+    RUN(test_constant_gates);
+    RUN(test_decays_after_total_one);
+    RUN(test_same_keys);
+    RUN(test_zero_keys_and_beta);
+    RUN(test_two_turns);
+    RUN(test_random_splits);
+    RUN(test_same_bits);
+    RUN(test_causal);
+    RUN(test_nan_stays_in_its_head);
+    RUN(test_steps);
+    RUN(test_step_batch);
+    RUN(test_limits);
+    for (int i = 0; i < 3; i++)
+        K->device->close(stream[i]);
+    return check_done();
+}
