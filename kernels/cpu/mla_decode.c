@@ -1,15 +1,248 @@
-#include "kernels/cpu/cpu.h"
+/*
+ * Attention of MLA for single tokens, absorbed, in three passes: the queries into latent space;
+ * ranges of keys, each for itself; the ranges merged and brought to the values' space.
+ *
+ * A row of the cache is read from memory once for all heads of an item, but every head's sums are
+ * its own loops over its own numbers, so its bits do not depend on the heads beside it.
+ */
+#include <string.h>
 
-lh_status lh_cpu_mla_decode(lh_stream *s, const lh_mla_decode_args *a)
+#include "base/mem.h"
+#include "kernels/check_args.h"
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/softmax.h"
+
+#define LANES 8  /* sums of a dot product */
+#define ROWS 8   /* rows of a dot product, or vectors of a weighted sum, at a time: in registers */
+#define BLOCK 64 /* keys of a step: their rows stay in the second cache while the heads pass */
+
+_Static_assert(LH_KEY_TILE % BLOCK == 0 && BLOCK % LH_SOFTMAX_LANES == 0, "whole blocks and lanes");
+
+typedef float vec __attribute__((vector_size(LANES * sizeof(float))));
+
+typedef struct workspace {
+    float *q;          /* [n_seq, n_heads, d_latent + d_rope]: scaled, in latent space */
+    float *sum;        /* [ranges of all sequences, n_heads, d_latent]: weighted, of the range */
+    lh_softmax *state; /* [ranges of all sequences, n_heads] */
+    int64_t *first;    /* [n_seq + 1]: ranges of the sequences before */
+} workspace;
+
+typedef struct pass {
+    const lh_mla_decode_args *a;
+    workspace w;
+    int heads_per_item;
+    int items_per_range;
+} pass;
+
+static int64_t ranges_of(int64_t n_keys)
 {
-    (void)s;
-    (void)a;
-    return LH_FAIL(LH_ERR_UNSUPPORTED, "mla_decode");
+    return (n_keys + LH_KEY_TILE - 1) / LH_KEY_TILE;
+}
+
+static size_t layout(workspace *w, void *base, int64_t n_seq, int64_t n_keys, int n_heads,
+                     int d_latent, int d_rope)
+{
+    lh_carve c = {.base = base};
+    size_t heads = (size_t)n_heads, ranges;
+
+    lh_mul_size(&ranges, (size_t)n_seq, (size_t)ranges_of(n_keys));
+    w->q =
+        lh_carve_take(&c, (size_t)n_seq, heads * (size_t)(d_latent + d_rope) * sizeof(float), 64);
+    w->sum = lh_carve_take(&c, ranges, heads * (size_t)d_latent * sizeof(float), 64);
+    w->state = lh_carve_take(&c, ranges, heads * sizeof(lh_softmax), 64);
+    w->first = lh_carve_take(&c, (size_t)n_seq + 1, sizeof(int64_t), 64);
+    return c.used;
 }
 
 size_t lh_cpu_mla_decode_work_bytes(int64_t n_seq, int64_t n_keys, int n_heads, int d_latent,
                                     int d_rope)
 {
-    (void)n_seq, (void)n_keys, (void)n_heads, (void)d_latent, (void)d_rope;
-    return 0;
+    workspace w;
+
+    return n_seq == 0 ? 0 : layout(&w, NULL, n_seq, n_keys, n_heads, d_latent, d_rope);
+}
+
+static vec load(const float *x)
+{
+    vec v;
+    memcpy(&v, x, sizeof v);
+    return v;
+}
+
+static void store(float *x, vec v)
+{
+    memcpy(x, &v, sizeof v);
+}
+
+/* Pass 1, one head of one sequence: q_nope W_uk, and the rest of q as it is, scaled. */
+static void absorb(void *ctx, int64_t item, float *scratch)
+{
+    const pass *p = ctx;
+    const lh_mla_decode_args *a = p->a;
+    int64_t head = item % a->n_heads, d_latent = a->d_latent, d_qk = a->d_nope + a->d_rope;
+    const lh_bf16 *w = a->w_kvb + head * (a->d_nope + a->d_v) * d_latent;
+    const float *q = (const float *)a->q + item * d_qk;
+    float *out = p->w.q + item * (d_latent + a->d_rope);
+    float scale = 1.0f / sqrtf((float)d_qk);
+
+    (void)scratch;
+    memset(out, 0, (size_t)d_latent * sizeof(float));
+    for (int64_t i = 0; i < a->d_nope; i++)
+        for (int64_t j = 0; j < d_latent; j++)
+            out[j] += q[i] * scale * lh_bf16_to_f32(w[i * d_latent + j]);
+    for (int64_t i = 0; i < a->d_rope; i++)
+        out[d_latent + i] = q[a->d_nope + i] * scale;
+}
+
+/* out[r] = q . x[r] for `rows` (a constant) rows; for each of them the same sums in the same order.
+ */
+static inline void dot_rows(float *out, const float *q, const float *x, int64_t width, int rows)
+{
+    vec sum[ROWS] = {{0}};
+    int64_t k = 0;
+
+    for (; k + LANES <= width; k += LANES) {
+        vec v = load(q + k);
+        for (int r = 0; r < rows; r++)
+            sum[r] += v * load(x + r * width + k);
+    }
+    for (int r = 0; r < rows; r++) {
+        for (int64_t i = k; i < width; i++)
+            sum[r][i - k] += q[i] * x[r * width + i];
+        vec s = sum[r];
+        out[r] = ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+    }
+}
+
+/* sum = sum * factor + weights x, for columns [0, n) of the rows of x. */
+static void add_rows(float *sum, float factor, const float *weight, const float *x, int64_t n_rows,
+                     int64_t width, int64_t n)
+{
+    int64_t c = 0;
+
+    for (; c + ROWS * LANES <= n; c += ROWS * LANES) {
+        vec v[ROWS];
+        for (int i = 0; i < ROWS; i++)
+            v[i] = load(sum + c + i * LANES) * factor;
+        for (int64_t r = 0; r < n_rows; r++)
+            for (int i = 0; i < ROWS; i++)
+                v[i] += weight[r] * load(x + r * width + c + i * LANES);
+        for (int i = 0; i < ROWS; i++)
+            store(sum + c + i * LANES, v[i]);
+    }
+    for (; c < n; c++) {
+        sum[c] *= factor;
+        for (int64_t r = 0; r < n_rows; r++)
+            sum[c] += weight[r] * x[r * width + c];
+    }
+}
+
+/* The sequence that a range belongs to. */
+static int64_t find_seq(const int64_t *first, int64_t n_seq, int64_t range)
+{
+    int64_t low = 0, high = n_seq;
+
+    while (high - low > 1) {
+        int64_t mid = low + (high - low) / 2;
+        if (first[mid] <= range)
+            low = mid;
+        else
+            high = mid;
+    }
+    return low;
+}
+
+/* Pass 2, one range of keys of one sequence for some heads. */
+static void attend(void *ctx, int64_t item, float *scratch)
+{
+    const pass *p = ctx;
+    const lh_mla_decode_args *a = p->a;
+    int64_t d_latent = a->d_latent, width = d_latent + a->d_rope;
+    int64_t range = item / p->items_per_range;
+    int head_begin = (int)(item % p->items_per_range) * p->heads_per_item;
+    int head_end = (int)lh_min64(head_begin + p->heads_per_item, a->n_heads);
+    int64_t seq = find_seq(p->w.first, a->n_seq, range);
+    int64_t key = (range - p->w.first[seq]) * LH_KEY_TILE;
+    int64_t n_keys = lh_min64(LH_KEY_TILE, a->n_keys[seq] - key);
+    const float *x = (const float *)a->latent[seq] + key * width;
+    const float *q = p->w.q + seq * a->n_heads * width;
+    float *sum = p->w.sum + range * a->n_heads * d_latent;
+    lh_softmax *state = p->w.state + range * a->n_heads;
+
+    for (int h = head_begin; h < head_end; h++)
+        state[h] = lh_softmax_empty;
+    memset(sum + head_begin * d_latent, 0,
+           (size_t)((head_end - head_begin) * d_latent) * sizeof(float));
+    for (int64_t begin = 0; begin < n_keys; begin += BLOCK, x += BLOCK * width) {
+        int64_t n = lh_min64(BLOCK, n_keys - begin), r = 0;
+        float *scores = scratch; /* [heads, BLOCK] */
+        for (; r + ROWS <= n; r += ROWS)
+            for (int h = head_begin; h < head_end; h++)
+                dot_rows(scores + (h - head_begin) * BLOCK + r, q + h * width, x + r * width, width,
+                         ROWS);
+        for (; r < n; r++)
+            for (int h = head_begin; h < head_end; h++)
+                dot_rows(scores + (h - head_begin) * BLOCK + r, q + h * width, x + r * width, width,
+                         1);
+        for (int h = head_begin; h < head_end; h++, scores += BLOCK) {
+            float factor = lh_softmax_take(&state[h], scores, n);
+            add_rows(sum + h * d_latent, factor, scores, x, n, width, d_latent);
+        }
+    }
+}
+
+/* Pass 3, one head of one sequence: its ranges merged in rising order, then W_uv. */
+static void finish(void *ctx, int64_t item, float *latent)
+{
+    const pass *p = ctx;
+    const lh_mla_decode_args *a = p->a;
+    int64_t head = item % a->n_heads, seq = item / a->n_heads, d_latent = a->d_latent;
+    int64_t begin = p->w.first[seq], end = p->w.first[seq + 1];
+    const lh_bf16 *w = a->w_kvb + (head * (a->d_nope + a->d_v) + a->d_nope) * d_latent;
+    float *o = (float *)a->o + item * a->d_v;
+    float max = -INFINITY, total = 0;
+
+    for (int64_t r = begin; r < end; r++)
+        max = fmaxf(max, p->w.state[r * a->n_heads + head].max);
+    memset(latent, 0, (size_t)d_latent * sizeof(float));
+    for (int64_t r = begin; r < end; r++) {
+        const lh_softmax *state = &p->w.state[r * a->n_heads + head];
+        const float *sum = p->w.sum + (r * a->n_heads + head) * d_latent;
+        float factor = lh_exp(state->max - max);
+        total += state->sum * factor;
+        for (int64_t j = 0; j < d_latent; j++)
+            latent[j] += sum[j] * factor;
+    }
+    for (int64_t i = 0; i < a->d_v; i++)
+        o[i] = lh_cpu_dot_bf16(latent, w + i * d_latent, d_latent) / total;
+}
+
+lh_status lh_cpu_mla_decode(lh_stream *s, const lh_mla_decode_args *a)
+{
+    pass p = {.a = a};
+    int64_t longest = 0;
+
+    LH_TRY(lh_check_mla_decode(a));
+    LH_REQUIRE(a->d_latent <= LH_CPU_SCRATCH, LH_ERR_UNSUPPORTED,
+               "mla_decode: d_latent is %d, the cpu takes up to %d", a->d_latent, LH_CPU_SCRATCH);
+    LH_REQUIRE(a->n_heads <= LH_CPU_SCRATCH / BLOCK, LH_ERR_UNSUPPORTED,
+               "mla_decode: %d heads, the cpu takes up to %d", a->n_heads, LH_CPU_SCRATCH / BLOCK);
+    if (a->n_seq == 0)
+        return LH_OK;
+    for (int64_t i = 0; i < a->n_seq; i++)
+        longest = lh_max64(longest, a->n_keys[i]);
+    layout(&p.w, a->work, a->n_seq, longest, a->n_heads, a->d_latent, a->d_rope);
+    p.w.first[0] = 0;
+    for (int64_t i = 0; i < a->n_seq; i++)
+        p.w.first[i + 1] = p.w.first[i] + ranges_of(a->n_keys[i]);
+
+    /* heads share a reading of the cache, unless there are too few ranges for the threads */
+    int64_t wanted = lh_cpu_threads(s) > 1 ? 2 * lh_cpu_threads(s) : 1;
+    int64_t items = lh_min64(a->n_heads, (wanted + p.w.first[a->n_seq] - 1) / p.w.first[a->n_seq]);
+    p.heads_per_item = (int)((a->n_heads + items - 1) / items);
+    p.items_per_range = (a->n_heads + p.heads_per_item - 1) / p.heads_per_item;
+    lh_cpu_parallel(s, a->n_seq * a->n_heads, absorb, &p);
+    lh_cpu_parallel(s, p.w.first[a->n_seq] * p.items_per_range, attend, &p);
+    lh_cpu_parallel(s, a->n_seq * a->n_heads, finish, &p);
+    return LH_OK;
 }
