@@ -1,0 +1,163 @@
+/*
+ * The engine's interface: what it refuses, what it plans and allocates, sessions beside each other,
+ * turns.
+ */
+#include "tests/model_util.h"
+
+static lh_status try_open(const char *model, const char *backend, int64_t segment, int64_t context)
+{
+    lh_engine *e = NULL;
+    lh_status st = lh_engine_open(&e, &(lh_engine_opts){.model_dir = source_path(model),
+                                                        .backend = backend,
+                                                        .use_mpi = under_mpi(),
+                                                        .n_threads = 1,
+                                                        .segment_tokens = segment,
+                                                        .context_tokens = context,
+                                                        .max_sessions = 1});
+    CHECK((st == LH_OK) == (e != NULL));
+    lh_engine_close(e);
+    return st;
+}
+
+/* The rank at fault says why, the others that a peer failed; all end with the same exit code. */
+static void check_refused(lh_status st, int exit_code)
+{
+    CHECK(st != LH_OK);
+    CHECK_EQ(lh_exit_code(st), exit_code);
+}
+
+static void test_refusals(void)
+{
+    check_refused(try_open("models/absent", "cpu", 0, 100), 66);
+    check_refused(try_open("models/needle", "cuda", 0, 100), 69);
+    check_refused(try_open("models/needle", "abacus", 0, 100), 64);
+    check_refused(try_open("models/needle", "cpu", 65, 100), 64);
+    check_refused(try_open("models/needle", "cpu", 0, 2000000), 64);
+    CHECK_OK(try_open("models/needle", "auto", 0, 100));
+}
+
+static void test_plan_is_what_is_used(void)
+{
+    lh_engine *e = open_engine("models/needle", 1, 2, 0, 0, 5000);
+    const lh_rank_plan *p = lh_engine_plan(e), *u = lh_engine_used(e);
+    CHECK(memcmp(p, u, sizeof *p) == 0);
+
+    lh_plan *plan = NULL;
+    CHECK_OK(lh_plan_make(&plan, &(lh_plan_opts){.model_dir = source_path("models/needle"),
+                                                 .backend = "cpu",
+                                                 .n_ranks = lh_engine_size(e),
+                                                 .n_threads = 2,
+                                                 .context_tokens = 5000,
+                                                 .batch = 2}));
+    CHECK(plan && memcmp(&plan->ranks[lh_engine_rank(e)], u, sizeof *u) == 0);
+    lh_plan_free(plan);
+    lh_engine_close(e);
+}
+
+static void test_published_plan(void)
+{
+    lh_plan *p = NULL;
+    lh_plan_opts o = {.model_dir = source_path("tests/golden/kimi-linear-48b"),
+                      .backend = "cuda",
+                      .n_ranks = 1,
+                      .n_threads = 1};
+
+    CHECK_OK(lh_plan_make(&p, &o));
+    CHECK_EQ(p->ranks[0].weights_dense + p->ranks[0].weights_experts, 98245528576);
+    CHECK_EQ(p->ranks[0].latent_cache, 8064LL * 1048576);
+    CHECK_EQ(p->ranks[0].kda_state, 41943040);
+    CHECK_EQ(p->ranks[0].conv_state, 1474560);
+    size_t experts = p->ranks[0].weights_experts;
+    lh_plan_free(p);
+    for (o.n_ranks = 2; o.n_ranks <= 9; o.n_ranks++) {
+        size_t sum = 0;
+        CHECK_OK(lh_plan_make(&p, &o));
+        for (int r = 0; r < o.n_ranks; r++)
+            sum += p->ranks[r].weights_experts;
+        CHECK_EQ(sum, experts);
+        lh_plan_free(p);
+    }
+    o.n_ranks = 1;
+    o.backend = "cpu";
+    CHECK_OK(lh_plan_make(&p, &o));
+    CHECK_EQ(p->ranks[0].latent_cache, 2 * 8064LL * 1048576);
+    lh_plan_free(p);
+}
+
+static void test_bad_steps(void)
+{
+    lh_engine *e = open_engine("tests/golden/alpha", 1, 1, 0, 0, 10);
+    lh_session *s = open_session(e), *more = NULL;
+    int32_t tokens[11] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}, bad[2] = {1, 320};
+    float logits[320];
+
+    CHECK_STATUS(lh_step(e, &(lh_step_item){s, tokens, 11, 1, logits}, 1), LH_ERR_DATA);
+    CHECK_STATUS(lh_step(e, &(lh_step_item){s, tokens, 0, 0, logits}, 1), LH_ERR_DATA);
+    CHECK_STATUS(lh_step(e, &(lh_step_item){s, bad, 2, 1, logits}, 1), LH_ERR_DATA);
+    CHECK_EQ(lh_session_position(s), 0);
+    CHECK_OK(lh_step(e, &(lh_step_item){s, tokens, 10, 1, logits}, 1));
+    CHECK_STATUS(lh_step(e, &(lh_step_item){s, tokens, 1, 1, logits}, 1), LH_ERR_DATA);
+    check_refused(lh_session_create(&more, e, 11), 65);
+    lh_session_destroy(s);
+    lh_engine_close(e);
+}
+
+/* Sessions do not see each other, and a step over several equals steps over each. */
+static void test_sessions_apart(void)
+{
+    lh_engine *e = open_engine("tests/golden/beta", 1, 1, 64, 128, 300);
+    lh_session *a = open_session(e), *b = open_session(e);
+    int32_t tokens[200], one = 7;
+    float alone_a[515], alone_b[515], both_a[515], both_b[515];
+
+    for (int i = 0; i < 200; i++)
+        tokens[i] = (i * 37 + 11) % 515;
+    CHECK_OK(lh_step(e, &(lh_step_item){a, tokens, 200, 1, alone_a}, 1));
+    CHECK_OK(lh_step(e, &(lh_step_item){b, tokens + 50, 100, 1, alone_b}, 1));
+    CHECK_OK(lh_step(e, &(lh_step_item){b, &one, 1, 1, alone_b}, 1));
+    CHECK_OK(lh_session_reset(a));
+    CHECK_OK(lh_session_reset(b));
+    CHECK_OK(lh_step(e, &(lh_step_item){b, tokens + 50, 100, 0, NULL}, 1));
+    const lh_step_item both[2] = {{a, tokens, 200, 1, both_a}, {b, &one, 1, 1, both_b}};
+    CHECK_OK(lh_step(e, both, 2));
+    CHECK_SAME_BITS(both_a, alone_a, sizeof both_a);
+    CHECK_SAME_BITS(both_b, alone_b, sizeof both_b);
+    CHECK_STATUS(lh_step(e, (lh_step_item[]){both[1], both[1]}, 2), LH_ERR_INVALID);
+    lh_session_destroy(a);
+    lh_session_destroy(b);
+    lh_engine_close(e);
+}
+
+/* Any cut of a text into turns gives the same logits within rounding. */
+static void test_turns(void)
+{
+    lh_engine *e = open_engine("tests/golden/alpha", 1, 1, 64, 0, 300);
+    lh_session *s = open_session(e);
+    int32_t tokens[150];
+    float whole[320], pieces[320];
+
+    for (int i = 0; i < 150; i++)
+        tokens[i] = (i * 31 + 5) % 320;
+    CHECK_OK(lh_step(e, &(lh_step_item){s, tokens, 150, 1, whole}, 1));
+    for (int cut = 1; cut < 150; cut += 7) {
+        CHECK_OK(lh_session_reset(s));
+        CHECK_OK(lh_step(e, &(lh_step_item){s, tokens, cut, 0, NULL}, 1));
+        CHECK_OK(lh_step(e, &(lh_step_item){s, tokens + cut, 150 - cut, 1, pieces}, 1));
+        CHECK_NEAR(pieces, whole, 320, 1e-4);
+    }
+    lh_session_destroy(s);
+    lh_engine_close(e);
+}
+
+int main(int argc, char **argv)
+{
+    check_init(argc, argv);
+    RUN(test_refusals);
+    RUN(test_plan_is_what_is_used);
+    RUN(test_published_plan);
+    RUN(test_bad_steps);
+    RUN(test_sessions_apart);
+    RUN(test_turns);
+    lh_runtime_finalize();
+    return check_done();
+}
