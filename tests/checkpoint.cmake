@@ -1,0 +1,2 @@
+lh_test(test_sha256)
+lh_test(test_maps)
