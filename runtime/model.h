@@ -4,6 +4,7 @@
 #ifndef LH_RUNTIME_MODEL_H
 #define LH_RUNTIME_MODEL_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #include "base/dtype.h"
@@ -98,6 +99,8 @@ typedef struct lh_expected {
     int allow_f32, allow_bf16; /* dtypes that the file may have */
     int layer;                 /* -1 outside the layers */
     int expert;                /* global id, -1 for what every rank holds */
+    size_t slot; /* offset of its pointer in lh_weights (layer -1) or lh_layer_weights; an expert's
+                    is element `expert` of the array that lies there */
 } lh_expected;
 
 int64_t lh_expected_count(const lh_dims *d);

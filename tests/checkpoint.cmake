@@ -1,2 +1,3 @@
 lh_test(test_sha256)
 lh_test(test_maps)
+lh_test(test_config LINK lh_runtime lh::jansson)
