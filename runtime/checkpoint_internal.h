@@ -29,7 +29,7 @@ typedef struct checkpoint_entry {
 struct lh_checkpoint {
     lh_dims dims;
     int n_files;
-    checkpoint_file *files; /* [n_files] */
+    checkpoint_file *files; /* [n_files], by name */
     int64_t n_entries;
     checkpoint_entry *entries; /* [n_entries], in the order of the files */
     size_t file_bytes;

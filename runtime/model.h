@@ -19,7 +19,12 @@ extern "C" {
 
 typedef enum lh_attn_kind { LH_ATTN_KDA, LH_ATTN_MLA } lh_attn_kind;
 
-/* From config.json, checked: every number is in the range that lh_config_read documents. */
+/*
+ * From config.json, checked. From 1: layers to 1,024, n_vocab to 2^21, d_model to 65,536, heads to
+ * 1,024, kda_dim to 256, d_nope, d_rope and d_v to 1,024, d_latent to 4,096, d_ffn and d_expert to
+ * 2^20, max_context to 2^24, top_k to 64 and n_experts; taps 2 to 8. From 0: n_experts to 4,096,
+ * n_shared to 64, d_shared to 2^24. Numbers of a kind of layer that the model has none of may be 0.
+ */
 typedef struct lh_dims {
     int n_layers, n_kda_layers, n_mla_layers;
     unsigned char attn[LH_MAX_LAYERS]; /* [n_layers] lh_attn_kind */
@@ -31,9 +36,10 @@ typedef struct lh_dims {
     int64_t d_ffn, d_expert,
         d_shared; /* hidden widths; d_shared = n_shared * d_expert, 0 without shared experts */
     int n_experts, top_k, n_shared, renormalize;
-    float route_scale, norm_eps, latent_eps;
+    float route_scale, norm_eps;
+    float latent_eps; /* 1e-6: what the published code does, whatever norm_eps is */
     int64_t max_context;
-    int32_t bos_token;
+    int32_t bos_token; /* -1: none */
     int n_eos;
     int32_t eos_tokens[16];
 } lh_dims;
