@@ -1,6 +1,5 @@
 #include <stdlib.h>
 
-#include "base/mem.h"
 #include "runtime/tokenizer_internal.h"
 
 lh_status lh_id_list_add(lh_id_list *l, int32_t id)
@@ -28,22 +27,21 @@ static lh_status reserve(lh_bpe_scratch *s, size_t n_bytes)
     if (n_bytes <= s->room)
         return LH_OK;
     size_t room = n_bytes < 256 ? 256 : n_bytes;
-    void *parts = NULL, *heap = NULL;
     lh_bpe_scratch_free(s);
-    LH_TRY(lh_alloc(&parts, (room + 1) * sizeof *s->parts, "parts of a long word"));
-    s->parts = parts;
-    LH_TRY(lh_alloc(&heap, 2 * room * sizeof *s->heap, "pairs of a long word"));
-    s->heap = heap;
+    s->parts = malloc((room + 1) * sizeof *s->parts);
+    s->heap = malloc(2 * room * sizeof *s->heap);
+    LH_REQUIRE(s->parts && s->heap, LH_ERR_NOMEM, "merging a word of %zu bytes", n_bytes);
     s->room = room;
     return LH_OK;
 }
 
+/* Four children to a node: half the levels, and the four lie together. */
 static void heap_push(lh_bpe_scratch *s, uint64_t entry)
 {
     size_t i = s->n_heap++;
-    while (i > 0 && s->heap[(i - 1) / 2] > entry) {
-        s->heap[i] = s->heap[(i - 1) / 2];
-        i = (i - 1) / 2;
+    while (i > 0 && s->heap[(i - 1) / 4] > entry) {
+        s->heap[i] = s->heap[(i - 1) / 4];
+        i = (i - 1) / 4;
     }
     s->heap[i] = entry;
 }
@@ -51,10 +49,12 @@ static void heap_push(lh_bpe_scratch *s, uint64_t entry)
 static uint64_t heap_pop(lh_bpe_scratch *s)
 {
     uint64_t least = s->heap[0], last = s->heap[--s->n_heap];
-    size_t i = 0, child;
-    while ((child = 2 * i + 1) < s->n_heap) {
-        if (child + 1 < s->n_heap && s->heap[child + 1] < s->heap[child])
-            child++;
+    size_t i = 0, first;
+    while ((first = 4 * i + 1) < s->n_heap) {
+        size_t end = first + 4 < s->n_heap ? first + 4 : s->n_heap, child = first;
+        for (size_t k = first + 1; k < end; k++)
+            if (s->heap[k] < s->heap[child])
+                child = k;
         if (last <= s->heap[child])
             break;
         s->heap[i] = s->heap[child];
