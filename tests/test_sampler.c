@@ -180,6 +180,11 @@ static void test_large(void)
         double want = (double)logits[id] - top - log(sum), got = lh_logprob(logits, N_LARGE, id);
         CHECK_NEAR(&got, &want, 1, 1e-13);
     }
+    for (int i = 0; i < 3000; i++) { /* our exp, to the last places */
+        const float two[] = {0, (float)i * -0.01f};
+        double want = -log1p(exp((double)two[1])), got = lh_logprob(two, 2, 0);
+        CHECK_MSG(fabs(got - want) < 5e-16, "exp(%g): off by %g", (double)two[1], got - want);
+    }
     const float few[] = {0, 0, NAN, -INFINITY};
     CHECK(fabs(lh_logprob(few, 4, 1) + log(2)) < 1e-15);
     CHECK(lh_logprob(few, 4, 2) == -INFINITY && lh_logprob(few, 4, 3) == -INFINITY);

@@ -3,7 +3,6 @@
 
     python3 tests/make/tokenizer_cases.py SOURCE_DIR      (needs tiktoken)
 """
-import base64
 import json
 import pathlib
 import random
@@ -31,12 +30,13 @@ PATTERN = "|".join(
 N_CASES = 1500
 
 
-def encoding(root):
-    ranks = {}
-    for line in (root / "models/needle/tiktoken.model").read_bytes().splitlines():
-        token, rank = line.split()
-        ranks[base64.b64decode(token)] = int(rank)
-    return tiktoken.Encoding("needle", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
+def encoding():
+    """All single bytes, and all pairs in a scattered order: ids then show where a text was split.
+    tests/test_tokenizer.c writes the same vocabulary."""
+    ranks = {bytes([b]): b for b in range(256)}
+    for pair in range(65536):
+        ranks[pair.to_bytes(2, "big")] = 256 + pair * 40503 % 65536
+    return tiktoken.Encoding("pairs", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
 
 
 def atoms():
@@ -74,7 +74,7 @@ def random_text(rng, kinds):
 
 def main():
     root = pathlib.Path(sys.argv[1])
-    tokens, kinds, rng = encoding(root), atoms(), random.Random(20251030)
+    tokens, kinds, rng = encoding(), atoms(), random.Random(20251030)
     lines = []
     for _ in range(N_CASES):
         text = random_text(rng, kinds)
