@@ -1,0 +1,14 @@
+/* Private to launch/ and its tests. */
+#ifndef LH_LAUNCH_THREADS_INTERNAL_H
+#define LH_LAUNCH_THREADS_INTERNAL_H
+
+/*
+ * CPUs that the process's control groups allow, as CPU time per time: the smallest limit on the way
+ * from its group up to the root, or 0 if there is none. membership: the path of what
+ * /proc/self/cgroup says; mount: where the hierarchies are mounted, /sys/fs/cgroup. Versions 2 and
+ * 1. A group that is not visible under the mount (as in a container) counts as its nearest visible
+ * parent.
+ */
+double lh_cgroup_cpus(const char *membership, const char *mount);
+
+#endif
