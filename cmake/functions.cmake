@@ -30,6 +30,9 @@ function(lh_library folder)
     lh_warnings(lh_${folder})
 endfunction()
 
+# How tests start ranks: as many as wanted, on whatever cores there are.
+set(LH_MPIEXEC ${MPIEXEC_EXECUTABLE} --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 --mca btl self,vader)
+
 # A test program from tests/<name>.c. RANKS 1,2,4 runs it under mpiexec once for each count (<name>.np4), otherwise it runs once, alone.
 #   lh_test(test_comm RANKS 1 2 3 4 LINK lh_parallel LABELS mpi TIMEOUT 60)
 function(lh_test name)
@@ -40,14 +43,16 @@ function(lh_test name)
     if(LH_SANITIZE)
         math(EXPR T_TIMEOUT "${T_TIMEOUT} * 10")
     endif()
+    if(LH_SANITIZE AND T_RANKS)
+        list(APPEND T_SOURCES ${CMAKE_SOURCE_DIR}/tests/keepdl.c) # see there
+    endif()
     add_executable(${name} ${name}.c ${T_SOURCES})
     lh_warnings(${name})
     target_link_libraries(${name} PRIVATE ${T_LINK} lh_base)
     target_compile_definitions(${name} PRIVATE LH_SOURCE_DIR="${CMAKE_SOURCE_DIR}" LH_BINARY_DIR="${CMAKE_BINARY_DIR}")
     if(T_RANKS)
         foreach(n ${T_RANKS})
-            add_test(NAME ${name}.np${n} COMMAND ${MPIEXEC_EXECUTABLE} --oversubscribe --bind-to none --mca mpi_yield_when_idle 1
-                                                 --mca btl self,vader -n ${n} $<TARGET_FILE:${name}> ${T_ARGS})
+            add_test(NAME ${name}.np${n} COMMAND ${LH_MPIEXEC} -n ${n} $<TARGET_FILE:${name}> ${T_ARGS})
             lh_test_properties(${name}.np${n} ${n} ${T_TIMEOUT} "mpi;${T_LABELS}")
         endforeach()
     else()
