@@ -122,19 +122,24 @@ lh_status lh_comm_sendrecv(lh_comm *c, const void *send, size_t send_bytes, int 
 }
 
 /*
- * The lowest rank whose value is not 0, and its value; -1 if there is none. One broadcast per rank,
- * so that it needs no memory and works where an allocation has just failed.
+ * The lowest rank whose value is not 0, and its value; -1 and 0 if there is none. One broadcast per
+ * rank, so that it needs no memory and works where an allocation has just failed. LH_ERR_PEER
+ * counts only if nobody brings more than that: who knows the reason is to keep it.
  */
-static lh_status lowest_nonzero(lh_comm *c, int32_t mine, int *rank, int32_t *value)
+static lh_status lowest_failure(lh_comm *c, int32_t mine, int *rank, int32_t *value)
 {
-    for (int r = 0; r < c->size; r++) {
-        *rank = r;
-        *value = mine;
-        LH_TRY(lh_comm_bcast(c, value, sizeof *value, r, NULL));
-        if (*value != 0)
-            return LH_OK;
-    }
     *rank = -1;
+    *value = 0;
+    for (int r = 0; r < c->size; r++) {
+        int32_t theirs = mine;
+        LH_TRY(lh_comm_bcast(c, &theirs, sizeof theirs, r, NULL));
+        if (theirs == 0 || (theirs == LH_ERR_PEER && *rank >= 0))
+            continue;
+        *rank = r;
+        *value = theirs;
+        if (theirs != LH_ERR_PEER)
+            break;
+    }
     return LH_OK;
 }
 
@@ -143,7 +148,7 @@ lh_status lh_comm_agree(lh_comm *c, lh_status mine)
     int rank;
     int32_t status;
 
-    LH_TRY(lowest_nonzero(c, (int32_t)mine, &rank, &status));
+    LH_TRY(lowest_failure(c, (int32_t)mine, &rank, &status));
     if (rank < 0 || rank == c->rank)
         return mine;
     lh_set_peer_status((lh_status)status);
@@ -171,7 +176,7 @@ lh_status lh_comm_same(lh_comm *c, const void *bytes, size_t n, const char *what
             differs = memcmp(theirs, ours + at, len) != 0;
         at += len;
     }
-    LH_TRY(lowest_nonzero(c, differs, &rank, &value));
+    LH_TRY(lowest_failure(c, differs, &rank, &value));
     LH_REQUIRE(rank < 0, LH_ERR_DISAGREE, "%s of rank %d differs from rank 0's", what, rank);
     return LH_OK;
 }

@@ -5,8 +5,9 @@
  * Every function but abort and destroy is collective over the communicator or between the two ranks
  * named, and is called by all of them in the same order. Every wait has the communicator's
  * deadline: a peer that does not answer in time gives LH_ERR_TIMEOUT with the peer's rank, the
- * operation and the place set by lh_comm_at. After LH_ERR_TIMEOUT or LH_ERR_MPI only abort and
- * destroy may be called.
+ * operation and the place set by lh_comm_at. A peer that names another size, or is in another
+ * operation, gives LH_ERR_DISAGREE. After LH_ERR_TIMEOUT, LH_ERR_MPI or such a disagreement only
+ * abort and destroy may be called.
  *
  * Buffers are memory of the stream's device (host memory for self and mpi, which ignore the
  * stream). They are free again on return. Sizes are in bytes, 64 bits wide, zero allowed. A

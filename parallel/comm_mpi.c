@@ -29,8 +29,9 @@
 #define SPINS 100         /* polls before the core is given away */
 #define NAP_AFTER_S 0.010 /* seconds without news before polls are spaced out */
 #define NAP_NS 50000
-#define STEPS 4096 /* of the counter in the tag; with the operation below MPI's least upper bound  \
-                    */
+#define STEPS                                                                                      \
+    4096 /* of the counter in the tag; with the operation below MPI's least upper bound            \
+          */
 
 enum op { OP_BCAST, OP_ALLGATHER, OP_ALLGATHERV, OP_ALLTOALLV, OP_SENDRECV, N_OPS };
 static const char *const op_names[N_OPS] = {"bcast", "allgather", "allgatherv", "alltoallv",

@@ -154,7 +154,14 @@ static void test_agree(void)
     if (comm->size > 1) {
         CHECK_EQ(st, comm->rank == 1 ? LH_ERR_NOMEM : LH_ERR_PEER);
         CHECK_EQ(lh_exit_code(st), 71);
+        /* Again, one step up: rank 0 brings what it heard, the one who knows keeps its own. */
+        mine = st;
+        st = lh_comm_agree(comm, mine);
+        CHECK_EQ(st, comm->rank == 1 ? LH_ERR_NOMEM : LH_ERR_PEER);
+        CHECK_EQ(lh_exit_code(st), 71);
     }
+    st = lh_comm_agree(comm, comm->rank == 0 ? LH_ERR_PEER : LH_OK);
+    CHECK_EQ(st, LH_ERR_PEER);
 }
 
 static void test_same(void)
