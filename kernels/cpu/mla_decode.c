@@ -12,9 +12,11 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/softmax.h"
 
-#define LANES 8  /* sums of a dot product */
-#define ROWS 8   /* rows of a dot product, or vectors of a weighted sum, at a time: in registers */
+#define LANES 8             /* sums of a dot product */
+#define ROWS 8              /* rows of a dot product at a time: their sums stay in registers */
+#define COLUMNS (8 * LANES) /* of a weighted sum at a time, for the same reason */
 #define BLOCK 64 /* keys of a step: their rows stay in the second cache while the heads pass */
+#define MAX_HEADS (LH_CPU_SCRATCH / (BLOCK + 1)) /* their scores and factors fit the scratch */
 
 _Static_assert(LH_KEY_TILE % BLOCK == 0 && BLOCK % LH_SOFTMAX_LANES == 0, "whole blocks and lanes");
 
@@ -114,27 +116,27 @@ static inline void dot_rows(float *out, const float *q, const float *x, int64_t 
     }
 }
 
-/* sum = sum * factor + weights x, for columns [0, n) of the rows of x. */
+/* sum = sum * factor + weights x, for `columns` <= COLUMNS of the rows of x. */
 static void add_rows(float *sum, float factor, const float *weight, const float *x, int64_t n_rows,
-                     int64_t width, int64_t n)
+                     int64_t width, int64_t columns)
 {
-    int64_t c = 0;
+    vec v[COLUMNS / LANES];
 
-    for (; c + ROWS * LANES <= n; c += ROWS * LANES) {
-        vec v[ROWS];
-        for (int i = 0; i < ROWS; i++)
-            v[i] = load(sum + c + i * LANES) * factor;
-        for (int64_t r = 0; r < n_rows; r++)
-            for (int i = 0; i < ROWS; i++)
-                v[i] += weight[r] * load(x + r * width + c + i * LANES);
-        for (int i = 0; i < ROWS; i++)
-            store(sum + c + i * LANES, v[i]);
+    if (columns < COLUMNS) {
+        for (int64_t c = 0; c < columns; c++) {
+            sum[c] *= factor;
+            for (int64_t r = 0; r < n_rows; r++)
+                sum[c] += weight[r] * x[r * width + c];
+        }
+        return;
     }
-    for (; c < n; c++) {
-        sum[c] *= factor;
-        for (int64_t r = 0; r < n_rows; r++)
-            sum[c] += weight[r] * x[r * width + c];
-    }
+    for (int i = 0; i < COLUMNS / LANES; i++)
+        v[i] = load(sum + i * LANES) * factor;
+    for (int64_t r = 0; r < n_rows; r++)
+        for (int i = 0; i < COLUMNS / LANES; i++)
+            v[i] += weight[r] * load(x + r * width + i * LANES);
+    for (int i = 0; i < COLUMNS / LANES; i++)
+        store(sum + i * LANES, v[i]);
 }
 
 /* The sequence that a range belongs to. */
@@ -152,6 +154,36 @@ static int64_t find_seq(const int64_t *first, int64_t n_seq, int64_t range)
     return low;
 }
 
+/* Some heads of one sequence against one range of its keys. */
+typedef struct part {
+    int n_heads;
+    int64_t d_latent, width;
+    const float *q;
+    float *sum, *scores, *factor; /* scores [n_heads, BLOCK] */
+    lh_softmax *state;
+} part;
+
+/* One block of keys. Rows, then columns are the outer loops: what the heads share is in the first
+ * cache when the second head comes. */
+static void add_block(const part *p, const float *x, int64_t n_keys)
+{
+    int64_t r = 0;
+
+    for (; r + ROWS <= n_keys; r += ROWS)
+        for (int h = 0; h < p->n_heads; h++)
+            dot_rows(p->scores + h * BLOCK + r, p->q + h * p->width, x + r * p->width, p->width,
+                     ROWS);
+    for (; r < n_keys; r++)
+        for (int h = 0; h < p->n_heads; h++)
+            dot_rows(p->scores + h * BLOCK + r, p->q + h * p->width, x + r * p->width, p->width, 1);
+    for (int h = 0; h < p->n_heads; h++)
+        p->factor[h] = lh_softmax_take(&p->state[h], p->scores + h * BLOCK, n_keys);
+    for (int64_t c = 0; c < p->d_latent; c += COLUMNS)
+        for (int h = 0; h < p->n_heads; h++)
+            add_rows(p->sum + h * p->d_latent + c, p->factor[h], p->scores + h * BLOCK, x + c,
+                     n_keys, p->width, lh_min64(COLUMNS, p->d_latent - c));
+}
+
 /* Pass 2, one range of keys of one sequence for some heads. */
 static void attend(void *ctx, int64_t item, float *scratch)
 {
@@ -159,36 +191,26 @@ static void attend(void *ctx, int64_t item, float *scratch)
     const lh_mla_decode_args *a = p->a;
     int64_t d_latent = a->d_latent, width = d_latent + a->d_rope;
     int64_t range = item / p->items_per_range;
-    int head_begin = (int)(item % p->items_per_range) * p->heads_per_item;
-    int head_end = (int)lh_min64(head_begin + p->heads_per_item, a->n_heads);
+    int64_t head = item % p->items_per_range * p->heads_per_item;
     int64_t seq = find_seq(p->w.first, a->n_seq, range);
     int64_t key = (range - p->w.first[seq]) * LH_KEY_TILE;
     int64_t n_keys = lh_min64(LH_KEY_TILE, a->n_keys[seq] - key);
     const float *x = (const float *)a->latent[seq] + key * width;
-    const float *q = p->w.q + seq * a->n_heads * width;
-    float *sum = p->w.sum + range * a->n_heads * d_latent;
-    lh_softmax *state = p->w.state + range * a->n_heads;
+    int n_heads = (int)lh_min64(p->heads_per_item, a->n_heads - head);
+    part t = {.n_heads = n_heads,
+              .d_latent = d_latent,
+              .width = width,
+              .q = p->w.q + (seq * a->n_heads + head) * width,
+              .sum = p->w.sum + (range * a->n_heads + head) * d_latent,
+              .scores = scratch,
+              .factor = scratch + n_heads * BLOCK,
+              .state = p->w.state + range * a->n_heads + head};
 
-    for (int h = head_begin; h < head_end; h++)
-        state[h] = lh_softmax_empty;
-    memset(sum + head_begin * d_latent, 0,
-           (size_t)((head_end - head_begin) * d_latent) * sizeof(float));
-    for (int64_t begin = 0; begin < n_keys; begin += BLOCK, x += BLOCK * width) {
-        int64_t n = lh_min64(BLOCK, n_keys - begin), r = 0;
-        float *scores = scratch; /* [heads, BLOCK] */
-        for (; r + ROWS <= n; r += ROWS)
-            for (int h = head_begin; h < head_end; h++)
-                dot_rows(scores + (h - head_begin) * BLOCK + r, q + h * width, x + r * width, width,
-                         ROWS);
-        for (; r < n; r++)
-            for (int h = head_begin; h < head_end; h++)
-                dot_rows(scores + (h - head_begin) * BLOCK + r, q + h * width, x + r * width, width,
-                         1);
-        for (int h = head_begin; h < head_end; h++, scores += BLOCK) {
-            float factor = lh_softmax_take(&state[h], scores, n);
-            add_rows(sum + h * d_latent, factor, scores, x, n, width, d_latent);
-        }
-    }
+    for (int h = 0; h < n_heads; h++)
+        t.state[h] = lh_softmax_empty;
+    memset(t.sum, 0, (size_t)(n_heads * d_latent) * sizeof(float));
+    for (int64_t i = 0; i < n_keys; i += BLOCK)
+        add_block(&t, x + i * width, lh_min64(BLOCK, n_keys - i));
 }
 
 /* Pass 3, one head of one sequence: its ranges merged in rising order, then W_uv. */
@@ -225,8 +247,8 @@ lh_status lh_cpu_mla_decode(lh_stream *s, const lh_mla_decode_args *a)
     LH_TRY(lh_check_mla_decode(a));
     LH_REQUIRE(a->d_latent <= LH_CPU_SCRATCH, LH_ERR_UNSUPPORTED,
                "mla_decode: d_latent is %d, the cpu takes up to %d", a->d_latent, LH_CPU_SCRATCH);
-    LH_REQUIRE(a->n_heads <= LH_CPU_SCRATCH / BLOCK, LH_ERR_UNSUPPORTED,
-               "mla_decode: %d heads, the cpu takes up to %d", a->n_heads, LH_CPU_SCRATCH / BLOCK);
+    LH_REQUIRE(a->n_heads <= MAX_HEADS, LH_ERR_UNSUPPORTED,
+               "mla_decode: %d heads, the cpu takes up to %d", a->n_heads, MAX_HEADS);
     if (a->n_seq == 0)
         return LH_OK;
     for (int64_t i = 0; i < a->n_seq; i++)

@@ -13,9 +13,10 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/softmax.h"
 
-#define PIECE_ROWS 128 /* queries that are multiplied at a time, counted from their tile's start   \
-                        */
-#define PANEL 64       /* outputs of W_kvb that one item expands */
+#define PIECE_ROWS                                                                                 \
+    128          /* queries that are multiplied at a time, counted from their tile's start         \
+                  */
+#define PANEL 64 /* outputs of W_kvb that one item expands */
 
 _Static_assert(PIECE_ROWS *LH_KEY_TILE <= LH_CPU_SCRATCH, "the scores of a piece fit the scratch");
 _Static_assert(LH_KEY_TILE % LH_SOFTMAX_LANES == 0, "a row of scores has room for whole lanes");
@@ -94,24 +95,21 @@ static void expand(void *ctx, int64_t item, float *scratch)
 {
     const pass *p = ctx;
     const lh_mla_prefill_args *a = p->a;
-    int key_panels = panels(a->d_nope), per_head = key_panels + panels(a->d_v);
+    int64_t per_head = panels(a->d_nope) + panels(a->d_v);
     int64_t head = item / per_head, panel = item % per_head;
+    int is_value = panel >= panels(a->d_nope);
+    int64_t begin = (panel - (is_value ? panels(a->d_nope) : 0)) * PANEL;
+    int64_t n = lh_min64(PANEL, (is_value ? a->d_v : a->d_nope) - begin);
     int64_t d_qk = a->d_nope + a->d_rope, ld = a->d_latent + a->d_rope;
+    int64_t w_row = head * (a->d_nope + a->d_v) + (is_value ? a->d_nope : 0) + begin;
     const float *latent = (const float *)a->latent + p->tile * ld;
-    const lh_bf16 *w = a->w_kvb + head * (a->d_nope + a->d_v) * a->d_latent;
     float *keys = p->w.keys + head * LH_KEY_TILE * d_qk;
     float *values = p->w.values + head * LH_KEY_TILE * a->d_v;
 
-    if (panel >= key_panels) {
-        panel -= key_panels;
-        lh_cpu_tile_linear(values, a->d_v, latent, ld, w + (int64_t)a->d_nope * a->d_latent,
-                           LH_KEY_TILE, a->d_latent, panel * PANEL,
-                           lh_min64((panel + 1) * PANEL, a->d_v), 0, scratch);
-        return;
-    }
-    lh_cpu_tile_linear(keys, d_qk, latent, ld, w, LH_KEY_TILE, a->d_latent, panel * PANEL,
-                       lh_min64((panel + 1) * PANEL, a->d_nope), 0, scratch);
-    if (panel == 0)
+    lh_cpu_widen(scratch, a->w_kvb + w_row * a->d_latent, n * a->d_latent);
+    lh_cpu_gemm(LH_KEY_TILE, n, a->d_latent, 1.0f, latent, ld, scratch, a->d_latent, 1, 0.0f,
+                (is_value ? values : keys) + begin, is_value ? a->d_v : d_qk);
+    if (!is_value && begin == 0)
         for (int64_t i = 0; i < LH_KEY_TILE; i++)
             memcpy(keys + i * d_qk + a->d_nope, latent + i * ld + a->d_latent,
                    (size_t)a->d_rope * sizeof(float));

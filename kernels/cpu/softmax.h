@@ -39,11 +39,11 @@ static inline float lh_softmax_take(lh_softmax *state, float *s, int64_t n)
             top[j] = top[j + half] > top[j] ? top[j + half] : top[j];
 
     float max = top[0];
+    for (int64_t i = 0; i < width; i++)
+        s[i] = lh_exp(s[i] - max);
     for (int64_t i = 0; i < width; i += LH_SOFTMAX_LANES)
-        for (int j = 0; j < LH_SOFTMAX_LANES; j++) {
-            s[i + j] = lh_exp(s[i + j] - max);
+        for (int j = 0; j < LH_SOFTMAX_LANES; j++)
             sum[j] += s[i + j];
-        }
     for (int half = LH_SOFTMAX_LANES / 2; half > 0; half /= 2)
         for (int j = 0; j < half; j++)
             sum[j] += sum[j + half];
