@@ -223,6 +223,8 @@ static lh_status parse(lh_safetensors *f, int fd)
     LH_REQUIRE_OUT(length > 0 && *(char *)text == '{', LH_ERR_DATA,
                    "%s: the header does not begin with {", f->path);
     LH_TRY_OUT(lh_json_parse(&header, text, (size_t)length, f->path));
+    free(text); /* up to 100 MB, before the tables are made */
+    text = NULL;
     LH_TRY_OUT(read_header(f, header, LENGTH_BYTES + (size_t)length));
 out:
     json_decref(header);

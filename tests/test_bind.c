@@ -6,6 +6,7 @@
 static void put(lh_sha256 *s, const void *p, int64_t n, size_t elem_bytes)
 {
     CHECK(p || n == 0);
+    CHECK((uintptr_t)p % elem_bytes == 0);
     if (p)
         lh_sha256_update(s, p, (size_t)n * elem_bytes);
 }

@@ -88,6 +88,7 @@ static void test_index(void)
     (void)json_object_set_new(map, names[4], json_string("b.safetensors"));
     write_index(index);
     check_refused(LH_ERR_DATA, names[4]);
+    CHECK(strstr(lh_last_error(), "should be in b.safetensors"));
     (void)json_object_del(map, names[4]);
     write_index(index);
     check_refused(LH_ERR_DATA, names[4]);

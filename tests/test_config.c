@@ -281,6 +281,8 @@ static void test_edges(void)
     CHECK(strstr(lh_last_error(), "num_experts_per_token"));
     CHECK_STATUS(CHANGED(&d, "linear_attn_config.full_attn_layers", "[1]"), LH_ERR_DATA);
     CHECK(strstr(lh_last_error(), "layer 1 a second time"));
+    CHECK_STATUS(CHANGED(&d, "linear_attn_config.full_attn_layers", "[4,8,12,16,20,24,27,28]"),
+                 LH_ERR_DATA);
     CHECK_STATUS(CHANGED(&d, "num_shared_experts", "64", "moe_intermediate_size", "1000000"),
                  LH_ERR_DATA);
 }
