@@ -80,7 +80,8 @@ void lh_comm_at(lh_comm *c, const char *what, int layer);
 /*
  * The end of a set-up step: every rank brings its status. All LH_OK: LH_OK everywhere. Otherwise
  * the lowest failing rank gets its own status back (and will print why), every other rank
- * LH_ERR_PEER, and every rank's exit code is that rank's.
+ * LH_ERR_PEER, and every rank's exit code is that rank's. A rank that itself only brings
+ * LH_ERR_PEER counts as failing if no rank brings a reason.
  */
 lh_status lh_comm_agree(lh_comm *c, lh_status mine);
 

@@ -29,9 +29,7 @@
 #define SPINS 100         /* polls before the core is given away */
 #define NAP_AFTER_S 0.010 /* seconds without news before polls are spaced out */
 #define NAP_NS 50000
-#define STEPS                                                                                      \
-    4096 /* of the counter in the tag; with the operation below MPI's least upper bound            \
-          */
+#define STEPS 4096 /* of the counter in the tag, so that tags stay below 32767 */
 
 enum op { OP_BCAST, OP_ALLGATHER, OP_ALLGATHERV, OP_ALLTOALLV, OP_SENDRECV, N_OPS };
 static const char *const op_names[N_OPS] = {"bcast", "allgather", "allgatherv", "alltoallv",
@@ -39,7 +37,7 @@ static const char *const op_names[N_OPS] = {"bcast", "allgather", "allgatherv", 
 
 typedef struct transfer {
     char *at; /* the next piece; only read when sending */
-    size_t left;
+    size_t left, bytes;
     int peer, sending;
 } transfer;
 
@@ -115,8 +113,11 @@ static lh_status add_transfer(mpi_comm *m, int peer, const void *at, size_t byte
 {
     int i = m->n_transfers++;
 
-    m->transfers[i] =
-        (transfer){.at = (char *)(uintptr_t)at, .left = bytes, .peer = peer, .sending = sending};
+    m->transfers[i] = (transfer){.at = (char *)(uintptr_t)at,
+                                 .left = bytes,
+                                 .bytes = bytes,
+                                 .peer = peer,
+                                 .sending = sending};
     m->requests[i] = MPI_REQUEST_NULL;
     m->n_open++;
     return post_piece(m, i);
@@ -127,7 +128,7 @@ static lh_status wrong_size(const mpi_comm *m, const transfer *t, const char *se
     char where[96];
 
     return LH_FAIL(LH_ERR_DISAGREE, "rank %d sent %s than the %zu bytes expected in %s", t->peer,
-                   seen, t->left, place(m, where, sizeof where));
+                   seen, t->bytes, place(m, where, sizeof where));
 }
 
 static lh_status check_received(const mpi_comm *m, const transfer *t, const MPI_Status *status)

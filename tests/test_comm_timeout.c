@@ -3,7 +3,9 @@
  *
  *   hang N    rank N leaves out a collective; the others give up after a second and name it
  *   slow      rank 1 comes late, but in time
- *   less, more, much-more, step    rank 1 names a smaller size, larger ones, another operation
+ *   less, more, much-more    rank 1 names another size than rank 0
+ *   piece     rank 1 names a size that ends where a piece does, rank 0 expects another
+ *   step      rank 1 is in another operation
  *   abort     rank 1 ends the job with code 75
  *
  * What counts is what the ranks print and the exit code; test_faults.sh looks at both.
@@ -101,7 +103,9 @@ int main(int argc, char **argv)
     else if (strcmp(fault, "more") == 0)
         sizes(100, 101, "rank 1 sent more than the 100 bytes expected");
     else if (strcmp(fault, "much-more") == 0)
-        sizes(100, 500000, "rank 1 sent more than the 100 bytes expected");
+        sizes(100, LH_MPI_PIECE - 1, "rank 1 sent more than the 100 bytes expected");
+    else if (strcmp(fault, "piece") == 0)
+        sizes(LH_MPI_PIECE + 1, LH_MPI_PIECE, "rank 1 sent less than the 100001 bytes expected");
     else if (strcmp(fault, "step") == 0)
         out_of_step();
     else if (strcmp(fault, "abort") == 0 && comm->rank == 1)

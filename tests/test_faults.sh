@@ -26,7 +26,7 @@ launch=$*
 for rank in 0 2; do
     expect 42 3 hang $rank
 done
-for fault in less more much-more step; do
+for fault in less more much-more piece step; do
     expect 42 3 $fault
 done
 expect 0 3 slow
