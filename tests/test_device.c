@@ -50,7 +50,7 @@ static void check_rounds(int n_threads, int n_rounds)
 }
 
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-#define ROUNDS 10000
+#define ROUNDS 5000
 #else
 #define ROUNDS 100000
 #endif

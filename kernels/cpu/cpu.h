@@ -46,6 +46,14 @@ void lh_cpu_widen(float *out, const lh_bf16 *in, int64_t n);
 float lh_cpu_dot_bf16(const float *x, const lh_bf16 *w, int64_t n);
 float lh_cpu_dot(const float *x, const float *y, int64_t n);
 
+/* The same sums for three rows x[0 .. 2] and one w: it is widened once. */
+void lh_cpu_dot3_bf16(float *out, const float *const *x, const lh_bf16 *w, int64_t n);
+
+/* y[r][0 .. n_out) = (or +=) x[r] w^T for n_rows <= 3 rows, w [n_out, n_in], each as by
+ * lh_cpu_dot_bf16. */
+void lh_cpu_row_dots(float *const *y, const float *const *x, int n_rows, const lh_bf16 *w,
+                     int64_t n_in, int64_t n_out, int accumulate);
+
 /* y = x / sqrt(mean(x^2) + eps) * w for one row; y may be x. */
 void lh_cpu_rmsnorm_row(float *y, const float *x, const lh_bf16 *w, int64_t n, float eps);
 
@@ -70,8 +78,8 @@ int64_t lh_cpu_panel(int64_t n_in);
 
 /*
  * Products of rows cut into tiles, tile i by the weights of network net[i]: for each part p of
- * n_parts, y[:, p n_out ..] = (or +=) x w[p][net]^T. Which tiles and threads share the widened
- * weights does not show in the result.
+ * n_parts, y[:, p n_out ..] = (or +=) x w[p][net]^T. Tiles of a few rows by dot products, others by
+ * lh_cpu_gemm. Which tiles and threads share the widened weights does not show in the result.
  */
 typedef struct lh_cpu_product {
     float *y;

@@ -5,6 +5,9 @@
 #include <cblas.h>
 
 #include <string.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
 
 #include "base/mem.h"
 #include "kernels/cpu/cpu.h"
@@ -35,6 +38,7 @@ void lh_cpu_widen(float *out, const lh_bf16 *in, int64_t n)
  */
 #define LANES 32
 typedef float v8 __attribute__((vector_size(32)));
+typedef float v4 __attribute__((vector_size(16)));
 typedef uint32_t u32x8 __attribute__((vector_size(32)));
 typedef uint16_t u16x8 __attribute__((vector_size(16)));
 
@@ -47,20 +51,21 @@ static inline v8 load(const float *p)
 
 static inline v8 load_bf16(const lh_bf16 *p)
 {
+#ifdef __AVX2__ /* one instruction, of which gcc 12 makes four for the general form */
+    __m128i half = _mm_loadu_si128((const __m128i *)(const void *)p);
+    return (v8)_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16);
+#else
     u16x8 half;
     memcpy(&half, p, sizeof half);
     return (v8)(__builtin_convertvector(half, u32x8) << 16);
+#endif
 }
 
 static inline float merge(const v8 *sum, float rest)
 {
     v8 v = (sum[0] + sum[2]) + (sum[1] + sum[3]);
-    float lane[LANES / 4];
-    memcpy(lane, &v, sizeof lane);
-    for (int half = LANES / 8; half > 0; half /= 2)
-        for (int j = 0; j < half; j++)
-            lane[j] += lane[j + half];
-    return lane[0] + rest;
+    v4 half = __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
+    return ((half[0] + half[2]) + (half[1] + half[3])) + rest;
 }
 
 float lh_cpu_dot_bf16(const float *x, const lh_bf16 *w, int64_t n)
@@ -75,6 +80,25 @@ float lh_cpu_dot_bf16(const float *x, const lh_bf16 *w, int64_t n)
     for (; i < n; i++)
         rest += x[i] * lh_bf16_to_f32(w[i]);
     return merge(sum, rest);
+}
+
+void lh_cpu_dot3_bf16(float *out, const float *const *x, const lh_bf16 *w, int64_t n)
+{
+    v8 sum[3][4] = {{{0}}};
+    float rest[3] = {0};
+    int64_t i = 0;
+
+    for (; i + LANES <= n; i += LANES)
+        for (int j = 0; j < 4; j++) {
+            v8 wide = load_bf16(w + i + 8 * j);
+            for (int r = 0; r < 3; r++)
+                sum[r][j] += load(x[r] + i + 8 * j) * wide;
+        }
+    for (; i < n; i++)
+        for (int r = 0; r < 3; r++)
+            rest[r] += x[r][i] * lh_bf16_to_f32(w[i]);
+    for (int r = 0; r < 3; r++)
+        out[r] = merge(sum[r], rest[r]);
 }
 
 float lh_cpu_dot(const float *x, const float *y, int64_t n)
@@ -97,20 +121,37 @@ int64_t lh_cpu_panel(int64_t n_in)
     return fit > 256 ? 256 : fit < 16 ? 16 : fit;
 }
 
+void lh_cpu_row_dots(float *const *y, const float *const *x, int n_rows, const lh_bf16 *w,
+                     int64_t n_in, int64_t n_out, int accumulate)
+{
+    /* two rows take less time as three, one of them twice, than one after the other */
+    const float *three[3] = {x[0], x[n_rows / 2], x[n_rows - 1]};
+
+    for (int64_t j = 0; j < n_out; j++) {
+        float dot[3];
+        if (n_rows == 1)
+            dot[0] = lh_cpu_dot_bf16(x[0], w + j * n_in, n_in);
+        else
+            lh_cpu_dot3_bf16(dot, three, w + j * n_in, n_in);
+        for (int r = 0; r < n_rows; r++)
+            y[r][j] = accumulate ? y[r][j] + dot[r] : dot[r];
+    }
+}
+
 void lh_cpu_tile_linear(float *y, int64_t ldy, const float *x, int64_t ldx, const lh_bf16 *w,
                         int64_t rows, int64_t n_in, int64_t out_begin, int64_t out_end,
                         int accumulate, float *scratch)
 {
+    int64_t n = out_end - out_begin;
+
+    w += out_begin * n_in;
+    y += out_begin;
     if (rows == 1) {
-        for (int64_t j = out_begin; j < out_end; j++) {
-            float dot = lh_cpu_dot_bf16(x, w + j * n_in, n_in);
-            y[j] = accumulate ? y[j] + dot : dot;
-        }
+        lh_cpu_row_dots(&y, &x, 1, w, n_in, n, accumulate);
         return;
     }
-    int64_t n = out_end - out_begin;
-    lh_cpu_widen(scratch, w + out_begin * n_in, n * n_in);
+    lh_cpu_widen(scratch, w, n * n_in);
     for (int64_t i = 0; i < rows; i += LH_CPU_PIECE)
         lh_cpu_gemm(lh_min64(rows - i, LH_CPU_PIECE), n, n_in, 1.0f, x + i * ldx, ldx, scratch,
-                    n_in, 1, accumulate ? 1.0f : 0.0f, y + i * ldy + out_begin, ldy);
+                    n_in, 1, accumulate ? 1.0f : 0.0f, y + i * ldy, ldy);
 }

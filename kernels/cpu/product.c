@@ -7,8 +7,12 @@
 #include "base/mem.h"
 #include "kernels/cpu/cpu.h"
 
-/* Multiply-adds of one row in an item of dot products: some microseconds. */
+/* Weights in an item of dot products: some microseconds for a row, and they fit the cache. */
 #define DOT_ITEM 65536
+
+/* Tiles of fewer rows go by dot products over the bf16 weights: for these few the product of
+ * matrices would spend its time on widening and packing weights. */
+#define GEMM_ROWS 16
 
 /* Rows of a group: enough to pay for the widening, few enough to keep every thread busy. */
 #define GROUP_MAX (8 * LH_CPU_PIECE)
@@ -16,7 +20,8 @@
 
 typedef struct call {
     const lh_cpu_product *p;
-    int64_t panel, n_panels;
+    int64_t panel, n_panels; /* outputs of an item */
+    int64_t strip;           /* outputs whose dot products are taken together */
     int64_t group_rows;
 } call;
 
@@ -65,32 +70,43 @@ static int next_group(const call *c, group *g)
     return g->end > g->begin;
 }
 
-/* Tiles of one row: each row's dot products as if it were alone, the weights read once for all. */
-static void run_dots(const lh_cpu_product *p, const group *g, const lh_bf16 *w, float *y, int64_t n)
+static int by_dots(const lh_cpu_product *p, int tile)
 {
-    for (int64_t j = 0; j < n; j++) {
-        int tile = g->tile;
-        for (int64_t row = g->begin; row < g->end; tile = tile_of(p, tile, row)) {
-            if (tile_rows(p, tile) == 1) {
-                float dot = lh_cpu_dot_bf16(p->x + row * p->ldx, w + j * p->n_in, p->n_in);
-                float *out = y + row * p->ldy + j;
-                *out = p->accumulate ? *out + dot : dot;
-            }
-            row = piece_end(p, tile, row);
-        }
-    }
+    return tile_rows(p, tile) < GEMM_ROWS;
 }
 
-/* Tiles of more rows. Returns the number of tiles of one row, which are left out. */
+/* The group's tiles of few rows; three rows at a time share the widening, of any tiles. */
+static void run_dots(const lh_cpu_product *p, const group *g, const lh_bf16 *w, float *y, int64_t n)
+{
+    const float *from[3];
+    float *to[3];
+    int have = 0, tile = g->tile;
+
+    for (int64_t row = g->begin; row < g->end; row++) {
+        tile = tile_of(p, tile, row);
+        if (!by_dots(p, tile))
+            continue;
+        from[have] = p->x + row * p->ldx;
+        to[have++] = y + row * p->ldy;
+        if (have == 3) {
+            lh_cpu_row_dots(to, from, 3, w, p->n_in, n, p->accumulate);
+            have = 0;
+        }
+    }
+    if (have > 0)
+        lh_cpu_row_dots(to, from, have, w, p->n_in, n, p->accumulate);
+}
+
+/* The other tiles. Returns the number of tiles that are left to run_dots. */
 static int run_gemms(const lh_cpu_product *p, const group *g, const lh_bf16 *w, float *y, int64_t n,
                      float *scratch)
 {
-    int tile = g->tile, widened = 0, n_single = 0;
+    int tile = g->tile, widened = 0, n_left = 0;
 
     for (int64_t row = g->begin, end; row < g->end; row = end, tile = tile_of(p, tile, row)) {
         end = piece_end(p, tile, row);
-        if (tile_rows(p, tile) == 1) {
-            n_single++;
+        if (by_dots(p, tile)) {
+            n_left++;
             continue;
         }
         if (!widened)
@@ -99,7 +115,7 @@ static int run_gemms(const lh_cpu_product *p, const group *g, const lh_bf16 *w, 
         lh_cpu_gemm(end - row, n, p->n_in, 1.0f, p->x + row * p->ldx, p->ldx, scratch, p->n_in, 1,
                     p->accumulate ? 1.0f : 0.0f, y + row * p->ldy, p->ldy);
     }
-    return n_single;
+    return n_left;
 }
 
 static void product_item(void *ctx, int64_t item, float *scratch)
@@ -115,14 +131,16 @@ static void product_item(void *ctx, int64_t item, float *scratch)
         next_group(c, &g);
     const lh_bf16 *w = p->w[part][net_of(p, g.tile)] + begin * p->n_in;
     float *y = p->y + part * p->n_out + begin;
-    if (run_gemms(p, &g, w, y, n, scratch) > 0)
-        run_dots(p, &g, w, y, n);
+    if (run_gemms(p, &g, w, y, n, scratch) == 0)
+        return;
+    for (int64_t j = 0; j < n; j += c->strip) /* weights that stay in the cache for all rows */
+        run_dots(p, &g, w + j * p->n_in, y + j, lh_min64(c->strip, n - j));
 }
 
-static int only_single_rows(const lh_cpu_product *p)
+static int only_dots(const lh_cpu_product *p)
 {
     for (int i = 0; i < p->tiles->n; i++)
-        if (tile_rows(p, i) > 1)
+        if (!by_dots(p, i))
             return 0;
     return 1;
 }
@@ -137,7 +155,8 @@ lh_status lh_cpu_run_product(lh_stream *s, const lh_cpu_product *p)
     int64_t n_groups = 0;
 
     /* where there are no products of matrices a panel is nothing but an item */
-    c.panel = only_single_rows(p) ? lh_max64(1, DOT_ITEM / p->n_in) : lh_cpu_panel(p->n_in);
+    c.strip = lh_max64(1, DOT_ITEM / p->n_in);
+    c.panel = only_dots(p) ? c.strip : lh_cpu_panel(p->n_in);
     c.n_panels = (p->n_out + c.panel - 1) / c.panel;
     c.group_rows = n_rows * c.n_panels * p->n_parts / (ITEMS_PER_THREAD * lh_cpu_threads(s));
     c.group_rows = lh_max64(LH_CPU_PIECE, lh_min64(c.group_rows, GROUP_MAX));

@@ -1,0 +1,201 @@
+/* Each operation's checks: good arguments pass, and each bad field is named. */
+#include "kernels/check_args.h"
+#include "tests/check.h"
+
+static char memory[1024] __attribute__((aligned(256)));
+static void *const p = memory;
+static const int64_t starts[] = {0, 2, 2, 3}, falling[] = {0, 3, 2, 3}, late[] = {1, 2, 2, 3};
+static const int64_t positions[] = {5, 7}, overlapping[] = {5, 6}, negative[] = {-1, 5};
+static const int64_t runs[] = {0, 2, 3}, runs_off[] = {0, 1, 3}, runs_over[] = {0, 4, 3};
+static const int64_t n_keys[] = {1, 2, 3}, no_keys[] = {1, 0, 3};
+static const lh_bf16 *const nets[] = {(void *)memory, (void *)memory}, *const no_net[2];
+static const int32_t net[] = {0, 1, 1}, net_over[] = {0, 2, 1}, net_under[] = {-1, 0, 1};
+static const lh_tiles tiles = {3, starts};
+
+#define GOOD(op, ...)                                                                              \
+    lh_##op##_args good = {__VA_ARGS__};                                                           \
+    CHECK_OK(lh_check_##op(&good))
+#define BAD(op, field, value)                                                                      \
+    do {                                                                                           \
+        lh_##op##_args bad_ = good;                                                                \
+        bad_.field = (value);                                                                      \
+        CHECK_STATUS(lh_check_##op(&bad_), LH_ERR_INVALID);                                        \
+        CHECK_MSG(strstr(lh_last_error(), #op ": "), "%s", lh_last_error());                       \
+    } while (0)
+/* Missing pointers are bad, but not without rows. */
+#define NO_ROWS(op, rows)                                                                          \
+    do {                                                                                           \
+        lh_##op##_args none_ = good;                                                               \
+        none_.rows = 0;                                                                            \
+        CHECK_OK(lh_check_##op(&none_));                                                           \
+        BAD(op, rows, -1);                                                                         \
+        BAD(op, rows, INT64_C(1) << 31);                                                           \
+    } while (0)
+#define BAD_TILES(op)                                                                              \
+    do {                                                                                           \
+        BAD(op, tiles.n, 0);                                                                       \
+        BAD(op, tiles.n, 2);                                                                       \
+        BAD(op, tiles.start, NULL);                                                                \
+        BAD(op, tiles.start, falling);                                                             \
+        BAD(op, tiles.start, late);                                                                \
+        BAD(op, n_rows, 4);                                                                        \
+    } while (0)
+
+static void test_rows(void)
+{
+    {
+        GOOD(embed, .out = p, .ids = p, .table = p, .n_rows = 3, .d = 4, .n_vocab = 5);
+        NO_ROWS(embed, n_rows);
+        BAD(embed, ids, NULL);
+        BAD(embed, n_vocab, 0);
+    }
+    {
+        GOOD(rmsnorm, .y = p, .x = p, .w = p, .n_rows = 3, .d = 4, .eps = 1e-5f);
+        NO_ROWS(rmsnorm, n_rows);
+        BAD(rmsnorm, d, 0);
+        BAD(rmsnorm, w, NULL);
+        BAD(rmsnorm, eps, NAN);
+        BAD(rmsnorm, eps, -1.0f);
+    }
+    {
+        GOOD(short_conv, .y = p, .ldy = 4, .x = p, .ldx = 4, .halo = p, .w = p, .n_rows = 3,
+             .n_channels = 4, .taps = 4);
+        NO_ROWS(short_conv, n_rows);
+        BAD(short_conv, taps, 1);
+        BAD(short_conv, taps, LH_MAX_TAPS + 1);
+        BAD(short_conv, ldx, 3);
+        BAD(short_conv, ldy, 3);
+        BAD(short_conv, halo, NULL);
+    }
+    {
+        GOOD(gated_norm, .y = p, .o = p, .z = p, .w = p, .n_rows = 3, .n_heads = 2, .d = 4);
+        NO_ROWS(gated_norm, n_rows);
+        BAD(gated_norm, z, NULL);
+        BAD(gated_norm, n_heads, INT32_MAX); /* the row does not fit */
+    }
+    {
+        GOOD(latent, .y = p, .x = p, .w = p, .n_rows = 3, .d_latent = 4, .d_rope = 0);
+        NO_ROWS(latent, n_rows);
+        BAD(latent, d_rope, -1);
+        BAD(latent, d_rope, INT32_MAX);
+    }
+    {
+        GOOD(gather, .y = p, .x = p, .index = p, .n_rows = 3, .width = 4);
+        NO_ROWS(gather, n_rows);
+        BAD(gather, index, NULL);
+    }
+    {
+        GOOD(combine, .x = p, .rows = p, .source = p, .weight = p, .n_rows = 3, .d = 4, .top_k = 2);
+        NO_ROWS(combine, n_rows);
+        BAD(combine, top_k, 0);
+        BAD(combine, weight, NULL);
+    }
+}
+
+static void test_products(void)
+{
+    {
+        GOOD(linear, .y = p, .ldy = 5, .x = p, .ldx = 4, .w = p, .n_rows = 3, .n_in = 4, .n_out = 5,
+             .tiles = tiles);
+        BAD_TILES(linear);
+        BAD(linear, n_in, 0);
+        BAD(linear, n_in, 5);
+        BAD(linear, n_out, 6);
+        BAD(linear, w, NULL);
+        good.accumulate = 1;
+        BAD(linear, f32_out, 1);
+        good.n_rows = good.tiles.n = 0;
+        good.x = good.y = NULL;
+        CHECK_OK(lh_check_linear(&good));
+    }
+    {
+        GOOD(router, .expert = p, .weight = p, .scores = p, .x = p, .w = p, .bias = p, .n_rows = 3,
+             .d = 4, .n_experts = 5, .top_k = 5, .scale = 1, .tiles = tiles);
+        BAD_TILES(router);
+        BAD(router, top_k, 6);
+        BAD(router, top_k, 0);
+        BAD(router, scale, INFINITY);
+        BAD(router, bias, NULL);
+    }
+    {
+        GOOD(ffn, .y = p, .x = p, .w_gate = nets, .w_up = nets, .w_down = nets, .n_nets = 2,
+             .n_rows = 3, .d = 4, .d_hidden = 5, .tiles = tiles, .net = net, .work = p);
+        BAD_TILES(ffn);
+        BAD(ffn, net, net_over);
+        BAD(ffn, net, net_under);
+        BAD(ffn, net, NULL);
+        BAD(ffn, w_up, no_net);
+        BAD(ffn, work, NULL);
+    }
+}
+
+static void test_kda(void)
+{
+    {
+        GOOD(kda_gate, .q = p, .k = p, .f = p, .b = p, .a_log = p, .dt_bias = p, .g = p, .beta = p,
+             .n_rows = 3, .n_heads = 2, .d_k = 4);
+        NO_ROWS(kda_gate, n_rows);
+        BAD(kda_gate, d_k, 0);
+        BAD(kda_gate, a_log, NULL);
+    }
+    {
+        GOOD(kda_prepare, .q = p, .k = p, .v = p, .g = p, .beta = p, .map = p, .add = p, .work = p,
+             .n_rows = 3, .n_heads = 2, .d_k = 4, .d_v = 4, .tiles = tiles);
+        BAD_TILES(kda_prepare);
+        BAD(kda_prepare, work, memory + 64);
+        BAD(kda_prepare, map, NULL);
+    }
+    {
+        GOOD(kda_fold, .state_out = p, .state_in = p, .map = p, .add = p, .n_heads = 2, .d_k = 4,
+             .d_v = 4);
+        BAD(kda_fold, d_v, 0);
+        BAD(kda_fold, state_in, NULL);
+    }
+    {
+        GOOD(kda_finish, .o = p, .state_in = p, .q = p, .k = p, .v = p, .g = p, .work = p,
+             .n_rows = 3, .n_heads = 2, .d_k = 4, .d_v = 4, .tiles = tiles);
+        BAD_TILES(kda_finish);
+        BAD(kda_finish, work, NULL);
+    }
+    {
+        GOOD(kda_step, .o = p, .state = p, .q = p, .k = p, .v = p, .g = p, .beta = p, .n_seq = 3,
+             .n_heads = 2, .d_k = 4, .d_v = 4);
+        NO_ROWS(kda_step, n_seq);
+        BAD(kda_step, state, NULL);
+    }
+}
+
+static void test_mla(void)
+{
+    {
+        GOOD(mla_prefill, .o = p, .q = p, .latent = p, .w_kvb = p, .n_rows = 3, .n_runs = 2,
+             .run_start = runs, .run_position = positions, .tiles = tiles, .n_heads = 2,
+             .d_nope = 4, .d_rope = 2, .d_v = 4, .d_latent = 8, .work = p);
+        BAD_TILES(mla_prefill);
+        BAD(mla_prefill, n_runs, 0);
+        BAD(mla_prefill, n_runs, 4);
+        BAD(mla_prefill, run_start, runs_off);
+        BAD(mla_prefill, run_start, runs_over);
+        BAD(mla_prefill, run_position, overlapping);
+        BAD(mla_prefill, run_position, negative);
+        BAD(mla_prefill, d_nope, INT32_MAX);
+        BAD(mla_prefill, work, memory + 1);
+    }
+    {
+        GOOD(mla_decode, .o = p, .q = p, .latent = p, .n_keys = n_keys, .w_kvb = p, .n_seq = 3,
+             .n_heads = 2, .d_nope = 4, .d_rope = 2, .d_v = 4, .d_latent = 8, .work = p);
+        NO_ROWS(mla_decode, n_seq);
+        BAD(mla_decode, n_keys, no_keys);
+        BAD(mla_decode, d_rope, -1);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    check_init(argc, argv);
+    RUN(test_rows);
+    RUN(test_products);
+    RUN(test_kda);
+    RUN(test_mla);
+    return check_done();
+}
