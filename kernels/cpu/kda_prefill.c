@@ -215,6 +215,7 @@ lh_status lh_cpu_kda_prepare(lh_stream *s, const lh_kda_prepare_args *a)
         .add = a->add,
     };
 
+    LH_TRY(lh_check_kda_prepare(a));
     LH_TRY(check_size("kda_prepare", a->d_k, a->d_v));
     if (a->n_rows == 0)
         return LH_OK;
@@ -239,6 +240,7 @@ lh_status lh_cpu_kda_finish(lh_stream *s, const lh_kda_finish_args *a)
         .state_in = a->state_in,
     };
 
+    LH_TRY(lh_check_kda_finish(a));
     LH_TRY(check_size("kda_finish", a->d_k, a->d_v));
     if (a->n_rows == 0)
         return LH_OK;
@@ -262,6 +264,7 @@ lh_status lh_cpu_kda_fold(lh_stream *s, const lh_kda_fold_args *a)
 {
     lh_kda_fold_args args = *a;
 
+    LH_TRY(lh_check_kda_fold(a));
     lh_cpu_parallel(s, a->n_heads, fold_item, &args);
     return LH_OK;
 }

@@ -61,6 +61,7 @@ lh_status lh_cpu_kda_step(lh_stream *s, const lh_kda_step_args *a)
     lh_kda_step_args args = *a;
     int64_t n_items = a->n_seq * a->n_heads;
 
+    LH_TRY(lh_check_kda_step(a));
     LH_REQUIRE(a->d_k <= LH_CPU_KDA_MAX_D, LH_ERR_UNSUPPORTED,
                "kda_step: d_k %d, expected at most %d on the CPU", a->d_k, LH_CPU_KDA_MAX_D);
     if (n_items * a->d_k * a->d_v >= PARALLEL_MIN)
