@@ -1,0 +1,1 @@
+lh_test(test_opts)
