@@ -321,7 +321,7 @@ static lh_status read_option(lh_opts *o, int argc, char *const *argv, int *at)
 {
     const char *word = argv[(*at)++];
     size_t len;
-    lh_opt_id id;
+    lh_opt_id id = LH_N_OPTS;
     char name[MAX_NAME + 2];
 
     LH_REQUIRE(word[0] == '-' && word[1] == '-' && word[2], LH_ERR_USAGE,

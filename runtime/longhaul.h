@@ -32,6 +32,23 @@ typedef struct lh_engine lh_engine;
 typedef struct lh_session lh_session;
 typedef struct lh_tokenizer lh_tokenizer;
 
+/* --------------------------------------------------------------------- job */
+
+/*
+ * The ranks of one program before there is an engine: what rank 0 read goes to all, and all end
+ * alike. No wait has a deadline here, because rank 0 may be reading from a person.
+ */
+typedef struct lh_job lh_job;
+
+/* use_mpi 1: a rank of an MPI job, which is begun here; 0: alone. Collective. */
+lh_status lh_job_open(lh_job **out, int use_mpi);
+/* Accepts NULL. MPI goes on until lh_runtime_finalize. */
+void lh_job_close(lh_job *j);
+/* Collective. agree: LH_OK when all bring it; else the lowest failing rank has its own status, the
+ * others LH_ERR_PEER. bcast: rank 0's bytes to all. */
+lh_status lh_job_agree(lh_job *j, lh_status mine);
+lh_status lh_job_bcast(lh_job *j, void *buf, size_t bytes);
+
 /* ------------------------------------------------------------------ engine */
 
 typedef struct lh_progress {
@@ -271,6 +288,17 @@ void lh_engine_count(lh_engine *e, double sample_seconds);
 
 /* SHA-256 of n bytes, in 64 hexadecimal digits and a 0 byte. */
 void lh_digest(const void *bytes, size_t n, char out[65]);
+
+/* A file of tensors (safetensors). dtype "F32" or "I64"; data may be NULL when a dimension is 0. */
+typedef struct lh_tensor {
+    const char *name;
+    const char *dtype;
+    int n_dims;
+    int64_t dims[8];
+    const void *data;
+} lh_tensor;
+
+lh_status lh_write_tensors(const char *path, const lh_tensor *tensors, int n);
 
 /* -------------------------------------------------------------- checkpoint */
 

@@ -1,0 +1,43 @@
+#include <stdlib.h>
+
+#include "parallel/comm.h"
+#include "runtime/longhaul.h"
+
+#define NO_DEADLINE_S 1e9
+
+struct lh_job {
+    lh_comm *comm;
+};
+
+lh_status lh_job_open(lh_job **out, int use_mpi)
+{
+    lh_status st = LH_OK;
+    lh_job *j = calloc(1, sizeof *j);
+
+    LH_REQUIRE(j, LH_ERR_NOMEM, "the job's record: out of memory");
+    LH_TRY_OUT(use_mpi ? lh_comm_mpi_create(&j->comm, NO_DEADLINE_S)
+                       : lh_comm_self_create(&j->comm));
+    *out = j;
+    j = NULL;
+out:
+    free(j);
+    return st;
+}
+
+void lh_job_close(lh_job *j)
+{
+    if (!j)
+        return;
+    lh_comm_destroy(j->comm);
+    free(j);
+}
+
+lh_status lh_job_agree(lh_job *j, lh_status mine)
+{
+    return lh_comm_agree(j->comm, mine);
+}
+
+lh_status lh_job_bcast(lh_job *j, void *buf, size_t bytes)
+{
+    return lh_comm_bcast(j->comm, buf, bytes, 0, NULL);
+}
