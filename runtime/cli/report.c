@@ -1,0 +1,84 @@
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "runtime/cli/cli.h"
+
+#define MAX_PHASES 48
+
+static void print_phases(const lh_phase *p, int n)
+{
+    double all = 0;
+
+    for (int i = 0; i < n; i++)
+        all += p[i].mean_s;
+    (void)fprintf(stderr, "%-18s %9s %9s %9s %6s %10s %9s\n", "phase", "min s", "mean s", "max s",
+                  "share", "sent", "imbalance");
+    for (int i = 0; i < n; i++)
+        (void)fprintf(stderr, "%-18s %9.3f %9.3f %9.3f %5.1f%% %10s %9.2f\n", p[i].name, p[i].min_s,
+                      p[i].mean_s, p[i].max_s, all > 0 ? 100 * p[i].mean_s / all : 0,
+                      lh_cli_bytes((size_t)p[i].bytes),
+                      p[i].mean_s > 0 ? p[i].max_s / p[i].mean_s : 1);
+}
+
+static void print_memory(const lh_engine *e)
+{
+    const lh_rank_plan *plan = lh_engine_plan(e), *used = lh_engine_used(e);
+
+    (void)fprintf(stderr,
+                  "memory of rank 0: planned %s, used %s (weights %s, states and caches %s, "
+                  "workspace %s, communication %s)\n",
+                  lh_cli_bytes(plan->total), lh_cli_bytes(used->total),
+                  lh_cli_bytes(used->weights_dense + used->weights_experts),
+                  lh_cli_bytes(used->kda_state + used->conv_state + used->latent_cache),
+                  lh_cli_bytes(used->workspace), lh_cli_bytes(used->communication));
+}
+
+static lh_status write_profile(const char *path, const lh_phase *p, int n)
+{
+    char text[MAX_PHASES * 160 + 64];
+    size_t used = (size_t)snprintf(text, sizeof text, "phase,min_s,mean_s,max_s,bytes,calls\n");
+
+    for (int i = 0; i < n; i++)
+        used +=
+            (size_t)snprintf(text + used, sizeof text - used, "%.40s,%.6f,%.6f,%.6f,%llu,%llu\n",
+                             p[i].name, p[i].min_s, p[i].mean_s, p[i].max_s,
+                             (unsigned long long)p[i].bytes, (unsigned long long)p[i].calls);
+    return lh_cli_write_file(path, text, used);
+}
+
+static lh_status add_to_json(const lh_cli *c, const lh_phase *p, int n, const char *digest,
+                             json_t *json)
+{
+    json_t *phases = json_array();
+    int bad = json_object_set_new(json, "ranks", json_integer(c->rank.size));
+
+    bad |= json_object_set_new(json, "backend", json_string(lh_engine_backend(c->engine)));
+    for (int i = 0; i < n; i++)
+        bad |= json_array_append_new(
+            phases, json_pack("{s:s,s:f,s:f,s:f,s:I,s:I}", "name", p[i].name, "min_s", p[i].min_s,
+                              "mean_s", p[i].mean_s, "max_s", p[i].max_s, "bytes",
+                              (json_int_t)p[i].bytes, "calls", (json_int_t)p[i].calls));
+    bad |= json_object_set_new(json, "phases", phases);
+    bad |= json_object_set_new(json, "digest", json_string(digest));
+    LH_REQUIRE(!bad, LH_ERR_NOMEM, "the JSON result: out of memory");
+    return LH_OK;
+}
+
+lh_status lh_cli_report(lh_cli *c, const char *digest, json_t *json)
+{
+    lh_phase phases[MAX_PHASES];
+    const char *profile = lh_opt_text(c->opts, LH_OPT_PROFILE);
+    int n = 0;
+
+    LH_TRY(lh_engine_phases(c->engine, phases, MAX_PHASES, &n));
+    if (lh_cli_talks(c)) {
+        print_phases(phases, n);
+        print_memory(c->engine);
+        if (digest)
+            (void)fprintf(stderr, "digest %s\n", digest);
+    }
+    if (c->rank.rank == 0 && profile)
+        LH_TRY(write_profile(profile, phases, n));
+    return json ? add_to_json(c, phases, n, digest ? digest : "", json) : LH_OK;
+}
