@@ -1,7 +1,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/mem.h"
 #include "runtime/cli/request.h"
@@ -147,7 +146,9 @@ static lh_status run_all(lh_cli *c, lh_request *requests, int n)
     LH_TRY(lh_cli_open_engine(c, wanted, at_once));
     LH_TRY(is_batch ? run_batch(c, &run, requests, n, at_once, wanted)
                     : lh_run_requests(c, &run, requests, n, wanted));
-    if (run.on_text && isatty(STDOUT_FILENO))
+    /* mpirun ends the output with a line's end, so that one rank does the same. */
+    const lh_text *text = &requests[0].text;
+    if (run.on_text && (text->n == 0 || text->bytes[text->n - 1] != '\n'))
         LH_TRY(lh_cli_print(c, "\n", 1));
     return report(c, &run, &requests[0], is_batch);
 }

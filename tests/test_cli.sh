@@ -1,0 +1,181 @@
+#!/bin/bash
+# The program from outside: results, exit codes and error lines, alone and on 3 ranks.
+#     test_cli.sh PROGRAM MPIEXEC SOURCES
+set -euo pipefail
+program=$1 mpiexec=$2 sources=$3
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+tests=0 failed=0
+
+# shellcheck disable=SC2054 # a comma of mpiexec's own
+mpi=("$mpiexec" --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 --mca btl self,vader -n 3)
+
+complain()
+{
+    echo "FAIL $1"
+    sed 's/^/  err: /' "$work/err" | head -n 20
+    sed 's/^/  out: /' "$work/out" | head -n 5
+    failed=$((failed + 1))
+}
+
+# launch RANKS ARGUMENTS..: fills $work/out, $work/err and `code`.
+launch()
+{
+    local ranks=$1
+    shift
+    code=0
+    if [ "$ranks" -eq 1 ]; then
+        timeout 100 "$program" "$@" >"$work/out" 2>"$work/err" </dev/null || code=$?
+    else
+        timeout 100 "${mpi[@]}" "$program" "$@" >"$work/out" 2>"$work/err" </dev/null || code=$?
+    fi
+}
+
+# fails CODE TEXT ARGUMENTS..: on 1 and 3 ranks this code, one line of ours that holds TEXT, and
+# nothing on standard output.
+fails()
+{
+    local want=$1 text=$2 ranks lines
+    shift 2
+    for ranks in 1 3; do
+        tests=$((tests + 1))
+        launch "$ranks" "$@"
+        lines=$(grep -c '^longhaul: ' "$work/err" || true)
+        if [ "$code" -ne "$want" ] || [ "$lines" -ne 1 ] || [ -s "$work/out" ] ||
+            ! grep '^longhaul: ' "$work/err" | grep -qF -- "$text"; then
+            complain "$ranks ranks: $*: code $code, $lines lines; expected code $want and '$text'"
+        fi
+    done
+}
+
+# ends CODE TEXT RANKS ARGUMENTS..: this code, and TEXT in the output.
+ends()
+{
+    local want=$1 text=$2
+    shift 2
+    tests=$((tests + 1))
+    launch "$@"
+    if [ "$code" -ne "$want" ] || ! grep -qF -- "$text" "$work/out"; then
+        complain "$*: code $code; expected $want and '$text'"
+    fi
+}
+
+gives()
+{
+    ends 0 "$@"
+}
+
+# same WHAT: $work/out is what it was at the last call for WHAT.
+same()
+{
+    tests=$((tests + 1))
+    if [ -f "$work/same.$1" ]; then
+        cmp -s "$work/out" "$work/same.$1" || complain "$1 differs"
+    else
+        cp "$work/out" "$work/same.$1"
+    fi
+}
+
+usage()
+{
+    fails 64 'unknown command' genrate
+    fails 64 'nearest is --prompt' generate --promt x
+    fails 64 "expected a size" generate --max-tokens 12q --prompt x
+    fails 64 'expected a whole number from 1 to 4096' generate --threads 0 --prompt x
+    fails 64 'one of auto|cpu|cuda' generate --backend gpu --prompt x
+    fails 64 'at most one' generate --prompt x --prompt-file y
+    fails 64 'expected both' generate --prompt x --system y
+    fails 64 'expected a file' generate --prompts x --json -
+    fails 64 'multiple of 64' generate --prompt x --segment 100
+    fails 64 'log level' generate --log loud
+    export LH_PROMTP=x
+    fails 64 'nearest is LH_PROMPT' generate
+    unset LH_PROMTP
+}
+
+bad_input()
+{
+    printf 'a\xffb' >"$work/latin"
+    : >"$work/empty"
+    seq -f 'number %g' 100 >"$work/long"
+    echo '[1, 2, 1000000]' >"$work/ids"
+    echo '{"prompt": "x", "temperatur": 1}' >"$work/batch"
+    mkdir "$work/model"
+    echo '{' >"$work/model/config.json"
+
+    fails 66 'cannot be opened' generate --prompt-file "$work/none"
+    fails 66 'cannot be written' generate --prompt x --json "$work/none/x"
+    fails 66 'no such directory' generate --prompt x --model "$work/none"
+    fails 65 'UTF-8' generate --prompt-file "$work/latin"
+    fails 65 'empty' generate --prompt-file "$work/empty"
+    fails 65 'empty' generate --prompt ''
+    fails 65 "at most the context's 64" generate --prompt-file "$work/long" --context 64
+    fails 65 'line 1' generate --prompts "$work/batch"
+    fails 65 'item 2' logits --tokens "$work/ids"
+    fails 65 'JSON array' logits --tokens "$work/long"
+    fails 65 'config.json' generate --prompt x --model "$work/model"
+}
+
+results()
+{
+    local ranks
+    cat >"$work/question" <<'TEXT'
+The keys hang beside the door, and the list of rooms is in the drawer below.
+
+The secret number of Walnut is 407215.
+
+What is the secret number of Walnut?
+TEXT
+    printf '%s\n' '{"prompt": "one two", "max_tokens": 4, "temperature": 1, "seed": 7, "logprobs": 2}' \
+        '{"messages": [{"role": "user", "content": "three"}], "max_tokens": 3, "stop": ["x", "y"]}' \
+        >"$work/batch"
+    echo '[1, 2, 3, 4, 5, 6, 7, 8]' >"$work/ids"
+    for ranks in 1 3; do
+        gives 407215 $ranks generate --chat --prompt-file "$work/question" --quiet
+        same answer
+        gives '"prompt_tokens":' $ranks generate --prompts "$work/batch" --quiet
+        same batch
+        gives 'position 7' $ranks logits --tokens "$work/ids" --last 2 --greedy 3 --quiet \
+            --out "$work/logits.safetensors"
+        cp "$work/logits.safetensors" "$work/out"
+        same logits
+        gives '100%' $ranks needle --lengths 300 --depths 50 --quiet --svg "$work/map.svg"
+    done
+    gives '"finish_reason": "stop"' 1 generate --chat --prompt-file "$work/question" --quiet \
+        --stop 72 --json -
+    gives 'Walnut is 40"' 1 generate --chat --prompt-file "$work/question" --quiet --stop 72 --json -
+    gives '"digest": "' 1 generate --prompt x --max-tokens 1 --quiet --json -
+    gives '"found": true' 1 needle --lengths 300 --depths 0 --quiet --chat --json -
+    gives '"text":' 1 generate --prompts "$work/batch" --quiet --batch 1
+    same batch
+}
+
+others()
+{
+    "$program" tokenize --file "$work/question" >"$work/ids.json"
+    gives 'The secret number of Walnut is 407215.' 1 tokenize --decode --file "$work/ids.json"
+    cp "$work/question" "$work/same.decoded"
+    same decoded
+    local text='"two words\n with a tab\t and \u20ac"'
+    printf '%s\n"x"\n' "$text" >"$work/strings"
+    "$program" tokenize --lines --file "$work/strings" >"$work/arrays"
+    gives '"x"' 1 tokenize --lines --decode --file "$work/arrays"
+    gives '€' 1 tokenize --lines --decode --file "$work/arrays"
+    gives '223 tensors' 3 inspect
+    gives 'every value was read' 1 inspect --verify --quiet
+    gives '"fits": null' 1 plan --json - --backend cpu
+    ends 71 '"fits": false' 3 plan --json - --backend cpu --memory 1m
+    gives '"latent_cache": 8257536' 1 plan --json - --context 1k \
+        --model "$sources/tests/golden/kimi-linear-48b"
+    gives 'latents' 3 plan --ranks 4 --backend cpu --context 4k
+    gives 'longhaul' 1 info
+    gives '--haystack' 1 needle --help
+    gives 'longhaul 0.' 3 --version
+}
+
+usage
+bad_input
+results
+others
+echo "$tests tests, $failed failed"
+[ "$failed" -eq 0 ]
