@@ -131,7 +131,7 @@ static int parse_whole(const char *text, const char *end, int with_unit, int64_t
     }
     if (stop != end || x > INT64_MAX >> shift || x < INT64_MIN >> shift)
         return -1;
-    *out = x * (INT64_C(1) << shift);
+    *out = (int64_t)x * (INT64_C(1) << shift);
     return 0;
 }
 

@@ -77,6 +77,8 @@ static void test_usage(void)
     fails("generate x", NULL, "unexpected argument 'x', expected an option that begins with --");
     fails("generate", "LH_THREAD=2", "unknown variable LH_THREAD, nearest is LH_THREADS");
     fails("generate", "LH_THREADS=0", "LH_THREADS: '0', expected a whole number from 1 to 4096");
+    fails("plan --memory 17179869185g", NULL, /* 2^64 + 2^30 */
+          "--memory: '17179869185g', expected a size, as 512, 4k, 1m or 2g, of 1 or more");
     fails("generate --backend gpu", NULL, "--backend: 'gpu', expected one of auto|cpu|cuda");
 }
 
