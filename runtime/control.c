@@ -8,6 +8,8 @@
 #include "runtime/tokenizer_internal.h"
 
 #define MAX_CONFIG_BYTES ((size_t)16 << 20)
+#define N_BEYOND                                                                                   \
+    2 /* ids that the published tokenizer names past the model's vocabulary: never used */
 #define MAX_NAME_BYTES 1024
 
 static const struct {
@@ -69,9 +71,11 @@ static lh_status add_token(lh_control *c, const char *key, const json_t *token, 
     errno = 0;
     long id = strtol(key, &end, 10);
     LH_REQUIRE(key[0] >= '0' && key[0] <= '9' && *end == '\0' && errno == 0 && id >= first_id &&
-                   id < first_id + LH_N_CONTROL,
+                   id < first_id + LH_N_CONTROL + N_BEYOND,
                LH_ERR_DATA, "%s: added_tokens_decoder: id '%.40s', expected %d to %d", path, key,
-               first_id, first_id + LH_N_CONTROL - 1);
+               first_id, first_id + LH_N_CONTROL + N_BEYOND - 1);
+    if (id >= first_id + LH_N_CONTROL)
+        return LH_OK;
     const char *name = json_string_value(json_object_get(token, "content"));
     LH_REQUIRE(name && name[0] && strlen(name) <= MAX_NAME_BYTES, LH_ERR_DATA,
                "%s: added_tokens_decoder: %ld: expected an object with a 'content' string of 1 to "

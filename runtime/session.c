@@ -113,7 +113,13 @@ static lh_status check_finite(const lh_engine *e, const lh_step_item *item)
     return LH_OK;
 }
 
-lh_status lh_step(lh_engine *e, const lh_step_item *items, int n_items)
+/* What is wrong on all ranks alike is said by one of them. */
+static lh_status alike(lh_engine *e, lh_status st)
+{
+    return st == LH_OK ? LH_OK : lh_comm_agree(e->comm, st);
+}
+
+static lh_status check_items(const lh_engine *e, const lh_step_item *items, int n_items)
 {
     for (int i = 0; i < n_items; i++) {
         LH_TRY(check_item(e, &items[i]));
@@ -121,9 +127,16 @@ lh_status lh_step(lh_engine *e, const lh_step_item *items, int n_items)
             LH_REQUIRE(items[i].session != items[j].session, LH_ERR_INVALID,
                        "a session occurs twice in one step");
     }
+    return LH_OK;
+}
+
+lh_status lh_step(lh_engine *e, const lh_step_item *items, int n_items)
+{
+    lh_comm_at(e->comm, "step", -1);
+    LH_TRY(alike(e, check_items(e, items, n_items)));
     for (int i = 0; i < n_items; i++) {
         LH_TRY(items[i].n_tokens == 1 ? lh_decode(e, &items[i]) : lh_prefill(e, &items[i]));
-        LH_TRY(check_finite(e, &items[i]));
+        LH_TRY(alike(e, check_finite(e, &items[i])));
     }
     lh_enter(e, LH_PHASE_NONE, -1);
     return LH_OK;
