@@ -46,9 +46,6 @@ void lh_cpu_widen(float *out, const lh_bf16 *in, int64_t n);
 float lh_cpu_dot_bf16(const float *x, const lh_bf16 *w, int64_t n);
 float lh_cpu_dot(const float *x, const float *y, int64_t n);
 
-/* The same sums for three rows x[0 .. 2] and one w: it is widened once. */
-void lh_cpu_dot3_bf16(float *out, const float *const *x, const lh_bf16 *w, int64_t n);
-
 /* y[r][0 .. n_out) = (or +=) x[r] w^T for n_rows <= 3 rows, w [n_out, n_in], each as by
  * lh_cpu_dot_bf16. */
 void lh_cpu_row_dots(float *const *y, const float *const *x, int n_rows, const lh_bf16 *w,

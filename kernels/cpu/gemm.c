@@ -3,9 +3,9 @@
  * threads are the stream's.
  */
 #include <cblas.h>
-
+#include <math.h>
 #include <string.h>
-#ifdef __AVX2__
+#if defined(__AVX2__) || defined(__FMA__)
 #include <immintrin.h>
 #endif
 
@@ -61,6 +61,19 @@ static inline v8 load_bf16(const lh_bf16 *p)
 #endif
 }
 
+/* a b + c, one rounding. Said outright: left to the compiler, two functions with the same sum may
+ * get different bits. */
+static inline v8 madd(v8 a, v8 b, v8 c)
+{
+#ifdef __FMA__
+    return (v8)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    for (int j = 0; j < 8; j++)
+        c[j] = fmaf(a[j], b[j], c[j]);
+    return c;
+#endif
+}
+
 static inline float merge(const v8 *sum, float rest)
 {
     v8 v = (sum[0] + sum[2]) + (sum[1] + sum[3]);
@@ -76,13 +89,14 @@ float lh_cpu_dot_bf16(const float *x, const lh_bf16 *w, int64_t n)
 
     for (; i + LANES <= n; i += LANES)
         for (int j = 0; j < 4; j++)
-            sum[j] += load(x + i + 8 * j) * load_bf16(w + i + 8 * j);
+            sum[j] = madd(load(x + i + 8 * j), load_bf16(w + i + 8 * j), sum[j]);
     for (; i < n; i++)
-        rest += x[i] * lh_bf16_to_f32(w[i]);
+        rest = fmaf(x[i], lh_bf16_to_f32(w[i]), rest);
     return merge(sum, rest);
 }
 
-void lh_cpu_dot3_bf16(float *out, const float *const *x, const lh_bf16 *w, int64_t n)
+/* The same sums for three rows and one w, which is widened once. */
+static inline void dot3_bf16(float *out, const float *const *x, const lh_bf16 *w, int64_t n)
 {
     v8 sum[3][4] = {{{0}}};
     float rest[3] = {0};
@@ -92,11 +106,11 @@ void lh_cpu_dot3_bf16(float *out, const float *const *x, const lh_bf16 *w, int64
         for (int j = 0; j < 4; j++) {
             v8 wide = load_bf16(w + i + 8 * j);
             for (int r = 0; r < 3; r++)
-                sum[r][j] += load(x[r] + i + 8 * j) * wide;
+                sum[r][j] = madd(load(x[r] + i + 8 * j), wide, sum[r][j]);
         }
     for (; i < n; i++)
         for (int r = 0; r < 3; r++)
-            rest[r] += x[r][i] * lh_bf16_to_f32(w[i]);
+            rest[r] = fmaf(x[r][i], lh_bf16_to_f32(w[i]), rest[r]);
     for (int r = 0; r < 3; r++)
         out[r] = merge(sum[r], rest[r]);
 }
@@ -109,9 +123,9 @@ float lh_cpu_dot(const float *x, const float *y, int64_t n)
 
     for (; i + LANES <= n; i += LANES)
         for (int j = 0; j < 4; j++)
-            sum[j] += load(x + i + 8 * j) * load(y + i + 8 * j);
+            sum[j] = madd(load(x + i + 8 * j), load(y + i + 8 * j), sum[j]);
     for (; i < n; i++)
-        rest += x[i] * y[i];
+        rest = fmaf(x[i], y[i], rest);
     return merge(sum, rest);
 }
 
@@ -132,7 +146,7 @@ void lh_cpu_row_dots(float *const *y, const float *const *x, int n_rows, const l
         if (n_rows == 1)
             dot[0] = lh_cpu_dot_bf16(x[0], w + j * n_in, n_in);
         else
-            lh_cpu_dot3_bf16(dot, three, w + j * n_in, n_in);
+            dot3_bf16(dot, three, w + j * n_in, n_in);
         for (int r = 0; r < n_rows; r++)
             y[r][j] = accumulate ? y[r][j] + dot[r] : dot[r];
     }
