@@ -62,6 +62,30 @@ static void test_rounds(void)
     check_rounds(17, 1000);
 }
 
+static void slow_item(void *ctx, int64_t item, float *scratch)
+{
+    struct timespec pause = {.tv_nsec = 1000000 * (long)item};
+    int *done = ctx;
+
+    (void)scratch;
+    nanosleep(&pause, NULL);
+    done[item] = 1;
+}
+
+/* The caller waits for a worker that takes longer than it looks on. */
+static void test_slow_worker(void)
+{
+    lh_stream *s = NULL;
+
+    CHECK_OK(dev->open(&s, 0, 4));
+    for (int r = 0; r < 20; r++) {
+        int done[4] = {0};
+        lh_cpu_parallel(s, 4, slow_item, done);
+        CHECK_EQ(done[0] + done[1] + done[2] + done[3], 4);
+    }
+    dev->close(s);
+}
+
 static void test_open_close(void)
 {
     lh_stream *s = NULL;
@@ -146,6 +170,7 @@ int main(int argc, char **argv)
 {
     check_init(argc, argv);
     RUN(test_rounds);
+    RUN(test_slow_worker);
     RUN(test_open_close);
     RUN(test_rows);
     RUN(test_memory);
