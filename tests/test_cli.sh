@@ -5,7 +5,7 @@ set -euo pipefail
 program=$1 mpiexec=$2 sources=$3
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-tests=0 failed=0
+tests=0 failed=0 counts='1 3'
 
 # shellcheck disable=SC2054 # a comma of mpiexec's own
 mpi=("$mpiexec" --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 --mca btl self,vader -n 3)
@@ -31,13 +31,13 @@ launch()
     fi
 }
 
-# fails CODE TEXT ARGUMENTS..: on 1 and 3 ranks this code, one line of ours that holds TEXT, and
+# fails CODE TEXT ARGUMENTS..: on every number of ranks in `counts` this code, one line of ours that holds TEXT, and
 # nothing on standard output.
 fails()
 {
     local want=$1 text=$2 ranks lines
     shift 2
-    for ranks in 1 3; do
+    for ranks in $counts; do
         tests=$((tests + 1))
         launch "$ranks" "$@"
         lines=$(grep -c '^longhaul: ' "$work/err" || true)
@@ -80,17 +80,19 @@ usage()
 {
     fails 64 'unknown command' genrate
     fails 64 'nearest is --prompt' generate --promt x
+    fails 64 'multiple of 64' generate --prompt x --segment 100
+    counts=1 # these are found before there is a job, like the first two
     fails 64 "expected a size" generate --max-tokens 12q --prompt x
     fails 64 'expected a whole number from 1 to 4096' generate --threads 0 --prompt x
     fails 64 'one of auto|cpu|cuda' generate --backend gpu --prompt x
     fails 64 'at most one' generate --prompt x --prompt-file y
     fails 64 'expected both' generate --prompt x --system y
     fails 64 'expected a file' generate --prompts x --json -
-    fails 64 'multiple of 64' generate --prompt x --segment 100
     fails 64 'log level' generate --log loud
     export LH_PROMTP=x
     fails 64 'nearest is LH_PROMPT' generate
     unset LH_PROMTP
+    counts='1 3'
 }
 
 bad_input()

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/log.h"
@@ -76,10 +77,12 @@ static void die_with_launcher(void)
  * the first leaves with an error: the others wait until that line is out. */
 static int fail_alone(const lh_cli *c, lh_status st)
 {
+    const struct timespec wait = {.tv_nsec = 300 * 1000 * 1000};
+
     if (c->rank.rank == 0)
         (void)fprintf(stderr, "longhaul: %s\n", lh_last_error());
     else
-        (void)sleep(1);
+        (void)nanosleep(&wait, NULL);
     return lh_exit_code(st);
 }
 
