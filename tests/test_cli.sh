@@ -81,7 +81,7 @@ usage()
     fails 64 'unknown command' genrate
     fails 64 'nearest is --prompt' generate --promt x
     fails 64 'multiple of 64' generate --prompt x --segment 100
-    counts=1 # these are found before there is a job, like the first two
+    counts=1 # the others end in the same two ways
     fails 64 "expected a size" generate --max-tokens 12q --prompt x
     fails 64 'expected a whole number from 1 to 4096' generate --threads 0 --prompt x
     fails 64 'one of auto|cpu|cuda' generate --backend gpu --prompt x
