@@ -317,7 +317,7 @@ static void test_config(void)
         "{",
         "{\"added_tokens_decoder\": []}",
         "{\"added_tokens_decoder\": {\"255\": {\"content\": \"x\"}}}",
-        "{\"added_tokens_decoder\": {\"512\": {\"content\": \"x\"}}}",
+        "{\"added_tokens_decoder\": {\"514\": {\"content\": \"x\"}}}",
         "{\"added_tokens_decoder\": {\"-1\": {\"content\": \"x\"}}}",
         "{\"added_tokens_decoder\": {\"256x\": {\"content\": \"x\"}}}",
         "{\"added_tokens_decoder\": {\"99999999999999999999\": {\"content\": \"x\"}}}",
