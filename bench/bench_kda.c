@@ -172,7 +172,7 @@ int main(int argc, char **argv)
                .n_rows = argument(argc, argv, 3, 512),
                .d = argument(argc, argv, 4, 128)};
     b.tiles = (lh_tiles){.n = 1, .start = (int64_t[]){0, b.n_rows}};
-    lh_status st = b.k->device->open(&b.s, 0, threads);
+    lh_status st = b.k->device->open(&b.s, 0, threads, 1);
     if (st == LH_OK)
         st = run(&b, threads);
     teardown(&b);

@@ -294,7 +294,7 @@ int main(int argc, char **argv)
 
     if (argc > 1)
         n_threads = atoi(argv[1]);
-    must(lh_device_cpu.open(&stream, 0, n_threads));
+    must(lh_device_cpu.open(&stream, 0, n_threads, 1));
     printf("%d threads: products of f32 matrices %.1f GFLOP/s, reading 256 MiB %.1f GB/s\n",
            n_threads, peak_flops() / 1e9, peak_bytes((int64_t)1 << 28) / 1e9);
     printf("%-28s %12s %16s %6s\n", "case", "median", "rate", "of the machine");

@@ -173,8 +173,7 @@ lh_status lh_check_kda_prepare(const lh_kda_prepare_args *a)
     POINTER(v);
     POINTER(g);
     POINTER(beta);
-    POINTER(map);
-    POINTER(add);
+    LH_REQUIRE(!a->map == !a->add, LH_ERR_INVALID, "%s: only one of map and add is NULL", op);
     return check_work(op, a->work);
 }
 

@@ -22,8 +22,10 @@ typedef struct lh_device_ops {
     const char *name; /* "cpu", "cuda" */
 
     /* Opens device `index` (a GPU's number; 0 on the CPU) with `n_threads` >= 1 threads of the host
-     * for its work. */
-    lh_status (*open)(lh_stream **out, int index, int n_threads);
+     * for its work. `deterministic` 1: a row's bits depend on its tile alone, as kernels.h says; 0:
+     * they may depend on the rest of the call where that is faster. The CPU is always
+     * deterministic. LH_ERR_UNAVAILABLE: no such device. */
+    lh_status (*open)(lh_stream **out, int index, int n_threads, int deterministic);
     void (*close)(lh_stream *s); /* accepts NULL */
 
     /* `bytes` of zeroed device memory, aligned to 256 bytes; LH_ERR_NOMEM names `what`. release

@@ -122,7 +122,8 @@ typedef struct lh_kda_gate_args {
  *     S <- (I - beta k k^T) Diag(exp g) S + beta k v^T                          Kimi Linear report,
  * eq. (1) is affine in S over a segment: S_out = map S_in + add. Inside chunks of LH_CHUNK tokens
  * the UT transform is used (section 3.1); every exponential is of a sum of g over tokens j+1 .. i
- * with i >= j, so <= 0: strong decay underflows to 0, nothing overflows.
+ * with i >= j, so <= 0: strong decay underflows to 0, nothing overflows. A tile without rows in a
+ * call that has some gets the map I and the addend 0.
  *
  * q, k, v, g are consumed: afterwards they hold what kda_finish needs and belong to it, with
  * `work`.
@@ -132,8 +133,8 @@ typedef struct lh_kda_prepare_args {
     void *v;           /* in, consumed [n_rows, n_heads, d_v] act */
     float *g;          /* in, consumed [n_rows, n_heads, d_k], <= 0 */
     const float *beta; /* in [n_rows, n_heads], in [0, 1] */
-    float *map;        /* out [n_tiles, n_heads, d_k, d_k] */
-    float *add;        /* out [n_tiles, n_heads, d_k, d_v] */
+    float *map;        /* out [n_tiles, n_heads, d_k, d_k], or NULL: neither is made */
+    float *add;        /* out [n_tiles, n_heads, d_k, d_v], or NULL with map */
     void *work;        /* lh_kernels.kda_work_bytes(...) bytes, 256-byte aligned */
     int64_t n_rows;
     int n_heads, d_k, d_v;
@@ -149,10 +150,14 @@ typedef struct lh_kda_fold_args {
     int n_heads, d_k, d_v;
 } lh_kda_fold_args;
 
-/* Chunked KDA in prefill, second half: the outputs, from the state before each segment. */
+/*
+ * Chunked KDA in prefill, second half: the outputs, from the state before each segment. With
+ * state_out also the state after each, by the chain over its chunks: other bits than the fold's.
+ */
 typedef struct lh_kda_finish_args {
     void *o;               /* out [n_rows, n_heads, d_v] act */
     const float *state_in; /* in [n_tiles, n_heads, d_k, d_v]: the state before each segment */
+    float *state_out;      /* out, the same shape, or NULL; may be state_in */
     void *q, *k, *v;       /* in, as kda_prepare left them; may be overwritten */
     float *g;              /* the same */
     void *work;            /* the same */
@@ -205,10 +210,11 @@ typedef struct lh_latent_args {
  * + d_rope)^-1/2,  j <= position of i;   o = softmax(score) v. No rotation. Softmax in f32, over
  * key tiles of LH_KEY_TILE at fixed positions in rising order.
  *
- * Rows are the queries; run r of n_runs holds rows run_start[r] .. run_start[r + 1] - 1, whose
- * positions are consecutive from run_position[r] and rise from run to run. Tiles cut the rows
- * further (a tile lies within one run). The latent cache must have rows 0 .. last position, and
- * memory up to the next multiple of LH_KEY_TILE, whose content does not matter but must be finite.
+ * Rows are the queries; run r of n_runs, none of them empty, holds rows run_start[r] .. run_start[r
+ * + 1] - 1, whose positions are consecutive from run_position[r] and rise from run to run. Tiles
+ * cut the rows further (a tile lies within one run). The latent cache must have rows 0 .. last
+ * position, and memory up to the next multiple of LH_KEY_TILE, whose content does not matter but
+ * must be finite.
  */
 typedef struct lh_mla_prefill_args {
     void *o;              /* out [n_rows, n_heads, d_v] act */

@@ -156,7 +156,7 @@ static lh_status open_configured(lh_engine *e, const lh_engine_opts *o)
 static lh_status open_allocated(lh_engine *e)
 {
     lh_rank_plan_make(&e->plan, &e->g);
-    LH_TRY(e->k->device->open(&e->s, 0, e->g.n_threads));
+    LH_TRY(e->k->device->open(&e->s, 0, e->g.n_threads, 1));
     LH_TRY(allocate(e));
     fill_constants(e);
     return e->d.n_kda_layers > 0 ? make_conv_index(e) : LH_OK;

@@ -123,7 +123,7 @@ static inline void reopen(int n_threads)
 {
     kernels->device->close(stream);
     stream = NULL;
-    CHECK_OK(kernels->device->open(&stream, 0, n_threads));
+    CHECK_OK(kernels->device->open(&stream, 0, n_threads, 1));
 }
 
 #endif

@@ -27,7 +27,7 @@ static void check_rounds(int n_threads, int n_rounds)
     lh_stream *s = NULL;
     round_data d = {.expected = 0};
 
-    CHECK_OK(dev->open(&s, 0, n_threads));
+    CHECK_OK(dev->open(&s, 0, n_threads, 1));
     CHECK_EQ(lh_cpu_threads(s), n_threads);
     for (int r = 0; r < n_rounds; r++) {
         int64_t wrong = 0;
@@ -77,7 +77,7 @@ static void test_slow_worker(void)
 {
     lh_stream *s = NULL;
 
-    CHECK_OK(dev->open(&s, 0, 4));
+    CHECK_OK(dev->open(&s, 0, 4, 1));
     for (int r = 0; r < 20; r++) {
         int done[4] = {0};
         lh_cpu_parallel(s, 4, slow_item, done);
@@ -91,13 +91,13 @@ static void test_open_close(void)
     lh_stream *s = NULL;
 
     for (int i = 0; i < 200; i++) {
-        CHECK_OK(dev->open(&s, 0, 1 + i % 5));
+        CHECK_OK(dev->open(&s, 0, 1 + i % 5, 1));
         dev->close(s);
     }
     dev->close(NULL);
-    CHECK_STATUS(dev->open(&s, 1, 1), LH_ERR_INVALID);
-    CHECK_STATUS(dev->open(&s, 0, 0), LH_ERR_INVALID);
-    CHECK_STATUS(dev->open(&s, 0, 5000), LH_ERR_INVALID);
+    CHECK_STATUS(dev->open(&s, 1, 1, 1), LH_ERR_INVALID);
+    CHECK_STATUS(dev->open(&s, 0, 0, 1), LH_ERR_INVALID);
+    CHECK_STATUS(dev->open(&s, 0, 5000, 1), LH_ERR_INVALID);
 }
 
 typedef struct cover {
@@ -117,7 +117,7 @@ static void test_rows(void)
     int seen[1000];
     lh_stream *s = NULL;
 
-    CHECK_OK(dev->open(&s, 0, 3));
+    CHECK_OK(dev->open(&s, 0, 3, 1));
     for (size_t k = 0; k < sizeof sizes / sizeof sizes[0]; k++) {
         memset(seen, 0, sizeof seen);
         lh_cpu_rows(s, sizes[k][0], sizes[k][1], cover_rows, &(cover){.seen = seen});
@@ -135,7 +135,7 @@ static void test_memory(void)
     char from[257], to[257];
     void *p = NULL, *q = NULL;
 
-    CHECK_OK(dev->open(&s, 0, 1));
+    CHECK_OK(dev->open(&s, 0, 1, 1));
     for (size_t k = 0; k < sizeof sizes / sizeof sizes[0]; k++) {
         size_t sum = 0;
         CHECK_OK(dev->alloc(s, &p, sizes[k], "test"));

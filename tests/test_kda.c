@@ -492,7 +492,7 @@ int main(int argc, char **argv)
 {
     check_init(argc, argv);
     for (int i = 0; i < 3; i++)
-        CHECK_OK(K->device->open(&stream[i], 0, i + 1));
+        CHECK_OK(K->device->open(&stream[i], 0, i + 1, 1));
     RUN(test_every_length);
     RUN(test_sizes);
     RUN(test_constant_gates);

@@ -78,7 +78,7 @@ static void drop(problem *p)
 static lh_stream *open_stream(int n_threads)
 {
     lh_stream *s = NULL;
-    CHECK_OK(lh_kernels_cpu.device->open(&s, 0, n_threads));
+    CHECK_OK(lh_kernels_cpu.device->open(&s, 0, n_threads, 1));
     if (!s)
         abort();
     return s;

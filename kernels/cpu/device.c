@@ -211,11 +211,12 @@ static void cpu_close(lh_stream *s)
     free(s);
 }
 
-static lh_status cpu_open(lh_stream **out, int index, int n_threads)
+static lh_status cpu_open(lh_stream **out, int index, int n_threads, int deterministic)
 {
     lh_status st = LH_OK;
     lh_stream *s = NULL;
 
+    (void)deterministic;
     LH_REQUIRE(index == 0, LH_ERR_INVALID, "cpu device %d: there is only 0", index);
     LH_REQUIRE(n_threads >= 1 && n_threads <= 4096, LH_ERR_INVALID,
                "%d threads: expected 1 to 4096", n_threads);

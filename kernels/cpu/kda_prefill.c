@@ -17,9 +17,10 @@ typedef struct prefill {
     float *decay;      /* [slots, n_heads, d_k] */
     int64_t n_heads, d_k, d_v;
     lh_tiles tiles;
-    float *map, *add;      /* prepare */
+    float *map, *add;      /* prepare, or NULL */
     float *o;              /* finish */
     const float *state_in; /* finish */
+    float *state_out;      /* finish, or NULL */
 } prefill;
 
 /*
@@ -186,9 +187,11 @@ static void finish_item(void *ctx, int64_t item, float *scratch)
         lh_cpu_gemm(c.n, d, c.d_k, -1.0f, c.g, c.ldk, state, d, 0, 1.0f, fresh, d);
         lh_cpu_gemm(c.n, d, c.d_k, 1.0f, c.q, c.ldk, state, d, 0, 0.0f, o, ldo);
         lh_cpu_gemm(c.n, d, c.n, 1.0f, c.aqk, LH_CHUNK, fresh, d, 0, 1.0f, o, ldo);
-        if (i < last) /* the state after the segment comes from kda_fold */
+        if (i < last || p->state_out)
             advance(&c, state, d, fresh);
     }
+    if (p->state_out)
+        memcpy(p->state_out + item * p->d_k * d, state, (size_t)(p->d_k * d) * sizeof *state);
 }
 
 static lh_status check_size(const char *op, int d_k, int d_v)
@@ -221,7 +224,8 @@ lh_status lh_cpu_kda_prepare(lh_stream *s, const lh_kda_prepare_args *a)
         return LH_OK;
     place_work(&p, a->work, a->n_rows, a->tiles.n, a->n_heads, a->d_k);
     lh_cpu_parallel(s, n_slots(a->n_rows, a->tiles.n) * p.n_heads, chunk_item, &p);
-    lh_cpu_parallel(s, 2 * a->tiles.n * p.n_heads, chain_item, &p);
+    if (a->map)
+        lh_cpu_parallel(s, 2 * a->tiles.n * p.n_heads, chain_item, &p);
     return LH_OK;
 }
 
@@ -238,6 +242,7 @@ lh_status lh_cpu_kda_finish(lh_stream *s, const lh_kda_finish_args *a)
         .tiles = a->tiles,
         .o = a->o,
         .state_in = a->state_in,
+        .state_out = a->state_out,
     };
 
     LH_TRY(lh_check_kda_finish(a));
