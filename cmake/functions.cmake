@@ -66,8 +66,10 @@ function(lh_test_properties test processors timeout labels)
     if(LH_SANITIZE)
         list(APPEND environment
              ASAN_OPTIONS=fast_unwind_on_malloc=0:detect_leaks=1
-             LSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/lsan.supp:print_suppressions=0
-             UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1)
+             LSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/lsan.supp:print_suppressions=0:use_tls=0
+             UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
+             # The leak checker crashes now and then on the thread storage of OpenBLAS's idle threads.
+             OPENBLAS_NUM_THREADS=1)
     endif()
     set_tests_properties(${test} PROPERTIES PROCESSORS ${processors} TIMEOUT ${timeout} SKIP_RETURN_CODE 77
                                             LABELS "${labels}" ENVIRONMENT "${environment}")
