@@ -11,10 +11,13 @@
 
 #define DEFAULT_PEER_TIMEOUT_S 60.0
 
-static lh_status choose_backend(lh_engine *e, const char *name)
+static lh_status choose_backend(lh_engine *e, const lh_engine_opts *o)
 {
+    const char *name = o->backend;
+
     if (!name || strcmp(name, "auto") == 0 || strcmp(name, "cpu") == 0) {
         e->k = &lh_kernels_cpu;
+        e->by_runs = o->debug_by_runs;
         return LH_OK;
     }
     LH_REQUIRE(strcmp(name, "cuda") != 0, LH_ERR_UNAVAILABLE,
@@ -26,8 +29,8 @@ static lh_status choose_backend(lh_engine *e, const char *name)
 static lh_status same_settings(lh_engine *e)
 {
     const lh_geometry *g = &e->g;
-    const int64_t settings[] = {g->segment, g->block, g->context, g->max_sessions,
-                                (int64_t)g->act_bytes};
+    const int64_t settings[] = {g->segment,      g->block,   g->context,
+                                g->max_sessions, g->by_runs, (int64_t)g->act_bytes};
 
     lh_comm_at(e->comm, "set-up", -1);
     LH_TRY(lh_comm_same(e->comm, LH_VERSION, sizeof LH_VERSION, "version of longhaul"));
@@ -145,12 +148,19 @@ static lh_status check_plan(const lh_engine *e)
 
 static lh_status open_configured(lh_engine *e, const lh_engine_opts *o)
 {
-    LH_TRY(choose_backend(e, o->backend));
+    LH_TRY(choose_backend(e, o));
     LH_TRY(lh_config_read(&e->d, o->model_dir, NULL));
     lh_model_info_fill(&e->info, &e->d);
-    return lh_geometry_make(&e->g, &e->d, e->k, e->k->act_bytes, e->comm->rank, e->comm->size,
-                            o->n_threads, o->segment_tokens, o->block_tokens, o->context_tokens,
-                            o->max_sessions > 0 ? o->max_sessions : 1);
+    return lh_geometry_make(
+        &e->g, &e->d, e->k, e->k->act_bytes,
+        &(lh_settings){.rank = e->comm->rank,
+                       .size = e->comm->size,
+                       .n_threads = o->n_threads,
+                       .segment = o->segment_tokens,
+                       .block = o->block_tokens,
+                       .context = o->context_tokens,
+                       .max_sessions = o->max_sessions > 0 ? o->max_sessions : 1,
+                       .by_runs = e->by_runs});
 }
 
 static lh_status open_allocated(lh_engine *e)

@@ -31,6 +31,7 @@ typedef struct lh_geometry {
     int rank, size, n_threads;
     int64_t segment, block, context; /* tokens; block a multiple of segment; context of a session */
     int max_sessions;
+    int by_runs;         /* KDA carries its state by whole runs instead of segments */
     int64_t latent_rows; /* rows of a latent cache: context rounded up to LH_KEY_TILE */
     int64_t max_rows;    /* rows of a block on one rank */
     int max_segments;    /* segments of a block on one rank */
@@ -39,13 +40,18 @@ typedef struct lh_geometry {
     lh_range kda_heads, mla_heads, experts, d_model, vocab; /* this rank's */
 } lh_geometry;
 
-/*
- * Fills a geometry, 0 meaning "default" for segment, block and context. LH_ERR_USAGE: a value out
- * of range. n_threads is that of this rank.
- */
+/* What the caller of an engine or of a plan chooses; 0 means the default for segment, block,
+ * context. */
+typedef struct lh_settings {
+    int rank, size, n_threads;
+    int64_t segment, block, context;
+    int max_sessions;
+    int by_runs;
+} lh_settings;
+
+/* LH_ERR_USAGE: a value out of range. */
 lh_status lh_geometry_make(lh_geometry *out, const lh_dims *d, const lh_kernels *k,
-                           size_t act_bytes, int rank, int size, int n_threads, int64_t segment,
-                           int64_t block, int64_t context, int max_sessions);
+                           size_t act_bytes, const lh_settings *o);
 
 /* Device buffers of a step. Those of different kinds of layers share memory. */
 typedef struct lh_workspace {
@@ -73,7 +79,7 @@ typedef struct lh_workspace {
         float *map, *add; /* [segments, heads, dim, dim] */
         float *state;     /* [segments, heads, dim, dim]: before each segment */
         float *carry[2];  /* [heads, dim, dim] */
-        void *work;
+        void *work[2];    /* by segments the first is all; by runs one of each own run */
     } kda;
     struct {
         void *q;   /* [n, heads, d_nope + d_rope] act */
@@ -232,7 +238,7 @@ struct lh_engine {
     lh_block block;
     lh_phase_clock clock;
     lh_observer observer;
-    int allow_nonfinite;
+    int allow_nonfinite, by_runs;
     void (*progress)(void *user, const lh_progress *p);
     void *user;
 };

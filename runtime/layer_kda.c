@@ -124,44 +124,165 @@ static lh_status convolve(lh_engine *e, const lh_layer_weights *lw)
     return LH_OK;
 }
 
-/* The state before every segment: folded through the runs in the order of positions, handed from
- * rank to rank. */
-static lh_status pass_state(lh_engine *e, int at)
+static int64_t state_floats(const lh_engine *e)
+{
+    return (int64_t)e->d.kda_heads * e->d.kda_dim * e->d.kda_dim;
+}
+
+/* Rows [begin, end) of the block as these tiles; maps and addends from number `first` on, or none.
+ */
+static lh_status prepare(lh_engine *e, int64_t begin, int64_t end, lh_tiles tiles, int first,
+                         int maps, char *work)
+{
+    lh_workspace *w = &e->ws;
+    int64_t heads = e->d.kda_heads, width = heads * e->d.kda_dim, square = state_floats(e);
+
+    return e->k->kda_prepare(
+        e->s, &(lh_kda_prepare_args){.q = lh_act(e, w->kda.q, begin * width),
+                                     .k = lh_act(e, w->kda.k, begin * width),
+                                     .v = lh_act(e, w->kda.v, begin * width),
+                                     .g = w->kda.g + begin * width,
+                                     .beta = w->kda.beta + begin * heads,
+                                     .map = maps ? w->kda.map + first * square : NULL,
+                                     .add = maps ? w->kda.add + first * square : NULL,
+                                     .work = work,
+                                     .n_rows = end - begin,
+                                     .n_heads = e->d.kda_heads,
+                                     .d_k = e->d.kda_dim,
+                                     .d_v = e->d.kda_dim,
+                                     .tiles = tiles});
+}
+
+static lh_status finish(lh_engine *e, int64_t begin, int64_t end, lh_tiles tiles,
+                        const float *state_in, float *state_out, char *work)
+{
+    lh_workspace *w = &e->ws;
+    int64_t width = (int64_t)e->d.kda_heads * e->d.kda_dim;
+
+    return e->k->kda_finish(e->s, &(lh_kda_finish_args){.o = lh_act(e, w->kda.o, begin * width),
+                                                        .state_in = state_in,
+                                                        .state_out = state_out,
+                                                        .q = lh_act(e, w->kda.q, begin * width),
+                                                        .k = lh_act(e, w->kda.k, begin * width),
+                                                        .v = lh_act(e, w->kda.v, begin * width),
+                                                        .g = w->kda.g + begin * width,
+                                                        .work = work,
+                                                        .n_rows = end - begin,
+                                                        .n_heads = e->d.kda_heads,
+                                                        .d_k = e->d.kda_dim,
+                                                        .d_v = e->d.kda_dim,
+                                                        .tiles = tiles});
+}
+
+/* The state before tile t to `state`; the state after it becomes the one that is carried. */
+static lh_status fold(lh_engine *e, int t)
+{
+    lh_workspace *w = &e->ws;
+    int64_t square = state_floats(e);
+    float *carry = w->kda.carry[0];
+
+    LH_TRY(
+        e->k->device->copy(e->s, w->kda.state + t * square, carry, (size_t)square * sizeof(float)));
+    LH_TRY(e->k->kda_fold(e->s, &(lh_kda_fold_args){.state_out = w->kda.carry[1],
+                                                    .state_in = carry,
+                                                    .map = w->kda.map + t * square,
+                                                    .add = w->kda.add + t * square,
+                                                    .n_heads = e->d.kda_heads,
+                                                    .d_k = e->d.kda_dim,
+                                                    .d_v = e->d.kda_dim}));
+    w->kda.carry[0] = w->kda.carry[1];
+    w->kda.carry[1] = carry;
+    return LH_OK;
+}
+
+/*
+ * Hands the carried state through the runs in the order of positions, from rank to rank; `through`
+ * takes it through the own run number `own`.
+ */
+static lh_status pass_state(lh_engine *e, int at, lh_status (*through)(lh_engine *e, int own))
 {
     const lh_block *b = &e->block;
     lh_workspace *w = &e->ws;
     const lh_run *runs = e->host.runs;
-    int me = e->comm->rank, own = 0;
-    int64_t square = (int64_t)e->d.kda_heads * e->d.kda_dim * e->d.kda_dim;
-    size_t bytes = (size_t)square * sizeof(float);
-    size_t head_bytes = bytes / (size_t)e->d.kda_heads;
-    float *carry = w->kda.carry[0], *next_carry = w->kda.carry[1];
+    int me = e->comm->rank, own = 0, last = b->n_runs - 1;
+    size_t bytes = (size_t)state_floats(e) * sizeof(float),
+           head_bytes = bytes / (size_t)e->d.kda_heads;
+    float *mine = own_state(e, b->session, at);
 
-    LH_TRY(move_heads(e, COLLECT, own_state(e, b->session, at), carry, head_bytes, runs[0].rank));
-    for (int i = 0; i < b->n_runs; i++) {
+    LH_TRY(move_heads(e, COLLECT, mine, w->kda.carry[0], head_bytes, runs[0].rank));
+    for (int i = 0; i <= last; i++) {
         if (runs[i].rank != me)
             continue;
         if (i > 0 && runs[i - 1].rank != me)
-            LH_TRY(lh_comm_sendrecv(e->comm, NULL, 0, -1, carry, bytes, runs[i - 1].rank, e->s));
-        for (int t = b->run_tile[own]; t < b->run_tile[own + 1]; t++) {
-            LH_TRY(e->k->device->copy(e->s, w->kda.state + t * square, carry, bytes));
-            LH_TRY(e->k->kda_fold(e->s, &(lh_kda_fold_args){.state_out = next_carry,
-                                                            .state_in = carry,
-                                                            .map = w->kda.map + t * square,
-                                                            .add = w->kda.add + t * square,
-                                                            .n_heads = e->d.kda_heads,
-                                                            .d_k = e->d.kda_dim,
-                                                            .d_v = e->d.kda_dim}));
-            float *swap = carry;
-            carry = next_carry;
-            next_carry = swap;
-        }
-        own++;
-        if (i + 1 < b->n_runs && runs[i + 1].rank != me)
-            LH_TRY(lh_comm_sendrecv(e->comm, carry, bytes, runs[i + 1].rank, NULL, 0, -1, e->s));
+            LH_TRY(lh_comm_sendrecv(e->comm, NULL, 0, -1, w->kda.carry[0], bytes, runs[i - 1].rank,
+                                    e->s));
+        LH_TRY(through(e, own++));
+        if (i < last && runs[i + 1].rank != me)
+            LH_TRY(lh_comm_sendrecv(e->comm, w->kda.carry[0], bytes, runs[i + 1].rank, NULL, 0, -1,
+                                    e->s));
     }
-    return move_heads(e, SPREAD, own_state(e, b->session, at), carry, head_bytes,
-                      runs[b->n_runs - 1].rank);
+    return move_heads(e, SPREAD, mine, w->kda.carry[0], head_bytes, runs[last].rank);
+}
+
+/* By segments: the state before each comes from the fold over their maps, on any number of ranks.
+ */
+static lh_status fold_run(lh_engine *e, int own)
+{
+    for (int t = e->block.run_tile[own]; t < e->block.run_tile[own + 1]; t++)
+        LH_TRY(fold(e, t));
+    return LH_OK;
+}
+
+static lh_status recur_by_segments(lh_engine *e, int l, int at)
+{
+    const lh_block *b = &e->block;
+
+    LH_TRY(prepare(e, 0, b->n_rows, b->tiles, 0, 1, e->ws.kda.work[0]));
+    lh_enter(e, LH_PHASE_STATE_PASSING, l);
+    LH_TRY(pass_state(e, at, fold_run));
+    lh_enter(e, LH_PHASE_KDA, l);
+    return finish(e, 0, b->n_rows, b->tiles, e->ws.kda.state, NULL, e->ws.kda.work[0]);
+}
+
+/*
+ * By runs: one chain over a whole run. The block's first run starts from a known state and needs no
+ * map; the others make theirs while they wait for it.
+ */
+static int is_first(const lh_engine *e, int own)
+{
+    return e->block.own[own] == 0;
+}
+
+static lh_status finish_run(lh_engine *e, int own, const float *state_in, float *state_out)
+{
+    const int64_t *start = e->block.run_start;
+    const int64_t tile[2] = {0, start[own + 1] - start[own]};
+    return finish(e, start[own], start[own + 1], (lh_tiles){1, tile}, state_in, state_out,
+                  e->ws.kda.work[own]);
+}
+
+static lh_status chain_run(lh_engine *e, int own)
+{
+    float *carry = e->ws.kda.carry[0];
+    return is_first(e, own) ? finish_run(e, own, carry, carry) : fold(e, own);
+}
+
+static lh_status recur_by_runs(lh_engine *e, int l, int at)
+{
+    const lh_block *b = &e->block;
+
+    for (int i = 0; i < b->n_own; i++) {
+        const int64_t tile[2] = {0, b->run_start[i + 1] - b->run_start[i]};
+        LH_TRY(prepare(e, b->run_start[i], b->run_start[i + 1], (lh_tiles){1, tile}, i,
+                       !is_first(e, i), e->ws.kda.work[i]));
+    }
+    lh_enter(e, LH_PHASE_STATE_PASSING, l);
+    LH_TRY(pass_state(e, at, chain_run));
+    lh_enter(e, LH_PHASE_KDA, l);
+    for (int i = 0; i < b->n_own; i++)
+        if (!is_first(e, i))
+            LH_TRY(finish_run(e, i, e->ws.kda.state + i * state_floats(e), NULL));
+    return LH_OK;
 }
 
 static lh_status gates(lh_engine *e, const lh_layer_weights *lw)
@@ -224,34 +345,7 @@ lh_status lh_kda_prefill(lh_engine *e, int l, int at)
     lh_enter(e, LH_PHASE_KDA_PROJECTIONS, l);
     LH_TRY(gates(e, lw)); /* `raw` is free from here on */
     lh_enter(e, LH_PHASE_KDA, l);
-    LH_TRY(e->k->kda_prepare(e->s, &(lh_kda_prepare_args){.q = w->kda.q,
-                                                          .k = w->kda.k,
-                                                          .v = w->kda.v,
-                                                          .g = w->kda.g,
-                                                          .beta = w->kda.beta,
-                                                          .map = w->kda.map,
-                                                          .add = w->kda.add,
-                                                          .work = w->kda.work,
-                                                          .n_rows = n,
-                                                          .n_heads = d->kda_heads,
-                                                          .d_k = d->kda_dim,
-                                                          .d_v = d->kda_dim,
-                                                          .tiles = e->block.tiles}));
-    lh_enter(e, LH_PHASE_STATE_PASSING, l);
-    LH_TRY(pass_state(e, at));
-    lh_enter(e, LH_PHASE_KDA, l);
-    LH_TRY(e->k->kda_finish(e->s, &(lh_kda_finish_args){.o = w->kda.o,
-                                                        .state_in = w->kda.state,
-                                                        .q = w->kda.q,
-                                                        .k = w->kda.k,
-                                                        .v = w->kda.v,
-                                                        .g = w->kda.g,
-                                                        .work = w->kda.work,
-                                                        .n_rows = n,
-                                                        .n_heads = d->kda_heads,
-                                                        .d_k = d->kda_dim,
-                                                        .d_v = d->kda_dim,
-                                                        .tiles = e->block.tiles}));
+    LH_TRY(e->g.by_runs ? recur_by_runs(e, l, at) : recur_by_segments(e, l, at));
     lh_enter(e, LH_PHASE_KDA_PROJECTIONS, l);
     return output(e, lw);
 }

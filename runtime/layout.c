@@ -11,42 +11,42 @@
 #define ALIGN 256
 
 lh_status lh_geometry_make(lh_geometry *out, const lh_dims *d, const lh_kernels *k,
-                           size_t act_bytes, int rank, int size, int n_threads, int64_t segment,
-                           int64_t block, int64_t context, int max_sessions)
+                           size_t act_bytes, const lh_settings *o)
 {
-    lh_geometry g = {
-        .d = d, .k = k, .act_bytes = act_bytes, .rank = rank, .size = size, .n_threads = n_threads};
+    lh_geometry g = {.d = d, .k = k, .act_bytes = act_bytes, .rank = o->rank, .size = o->size};
+    int size = o->size;
 
     LH_REQUIRE(size >= 1 && size <= LH_MAX_RANKS, LH_ERR_UNAVAILABLE, "%d ranks: expected 1 to %d",
                size, LH_MAX_RANKS);
-    LH_REQUIRE(n_threads >= 1 && n_threads <= 4096, LH_ERR_USAGE, "%d threads: expected 1 to 4096",
-               n_threads);
-    LH_REQUIRE(max_sessions >= 1 && max_sessions <= 65536, LH_ERR_USAGE,
-               "%d sessions: expected 1 to 65536", max_sessions);
-    g.segment = segment ? segment : DEFAULT_SEGMENT;
+    LH_REQUIRE(o->n_threads >= 1 && o->n_threads <= 4096, LH_ERR_USAGE,
+               "%d threads: expected 1 to 4096", o->n_threads);
+    LH_REQUIRE(o->max_sessions >= 1 && o->max_sessions <= 65536, LH_ERR_USAGE,
+               "%d sessions: expected 1 to 65536", o->max_sessions);
+    g.n_threads = o->n_threads;
+    g.max_sessions = o->max_sessions;
+    g.by_runs = o->by_runs;
+    g.segment = o->segment ? o->segment : DEFAULT_SEGMENT;
     LH_REQUIRE(g.segment >= LH_CHUNK && g.segment <= 65536 && g.segment % LH_CHUNK == 0,
                LH_ERR_USAGE, "a segment of %lld tokens: expected a multiple of %d, at most 65536",
                (long long)g.segment, LH_CHUNK);
-    g.context = context ? context : d->max_context;
+    g.context = o->context ? o->context : d->max_context;
     LH_REQUIRE(g.context >= 1 && g.context <= d->max_context, LH_ERR_USAGE,
                "a context of %lld tokens: the model has at most %lld", (long long)g.context,
                (long long)d->max_context);
-    LH_REQUIRE(block >= 0, LH_ERR_USAGE, "a block of %lld tokens: expected at least 1",
-               (long long)block);
-    int64_t whole = lh_round_up(g.context, g.segment);
-    g.block = lh_min64(block ? block : (int64_t)DEFAULT_BLOCK_ROWS * size, whole);
-    g.block = lh_round_up(g.block, g.segment);
-    g.max_sessions = max_sessions;
+    LH_REQUIRE(o->block >= 0, LH_ERR_USAGE, "a block of %lld tokens: expected at least 1",
+               (long long)o->block);
+    g.block = o->block ? o->block : (int64_t)DEFAULT_BLOCK_ROWS * size;
+    g.block = lh_round_up(lh_min64(g.block, g.context), g.segment);
     g.latent_rows = lh_round_up(g.context, LH_KEY_TILE);
     g.max_segments = (int)((g.block / g.segment + size - 1) / size);
     g.max_rows = g.max_segments * g.segment;
     g.round_segments = (int)lh_min64(lh_max64(ROUND_ROWS / g.segment, 1), g.max_segments);
     g.round_rows = g.round_segments * g.segment;
-    g.kda_heads = lh_split(d->kda_heads, rank, size);
-    g.mla_heads = lh_split(d->mla_heads, rank, size);
-    g.experts = lh_split(d->n_experts, rank, size);
-    g.d_model = lh_split(d->d_model, rank, size);
-    g.vocab = lh_split(d->n_vocab, rank, size);
+    g.kda_heads = lh_split(d->kda_heads, g.rank, size);
+    g.mla_heads = lh_split(d->mla_heads, g.rank, size);
+    g.experts = lh_split(d->n_experts, g.rank, size);
+    g.d_model = lh_split(d->d_model, g.rank, size);
+    g.vocab = lh_split(d->n_vocab, g.rank, size);
     *out = g;
     return LH_OK;
 }
@@ -64,6 +64,12 @@ static void *take(lh_carve *c, int64_t rows, int64_t width, size_t elem_bytes)
 static void *take_work(lh_carve *c, size_t bytes)
 {
     return lh_carve_take(c, bytes, 1, ALIGN);
+}
+
+static void *take_kda_work(lh_carve *c, const lh_geometry *g, int64_t rows, int tiles)
+{
+    const lh_dims *d = g->d;
+    return take_work(c, g->k->kda_work_bytes(rows, tiles, d->kda_heads, d->kda_dim, d->kda_dim));
 }
 
 static void layout_kda(lh_workspace *w, lh_carve *c, const lh_geometry *g)
@@ -88,13 +94,19 @@ static void layout_kda(lh_workspace *w, lh_carve *c, const lh_geometry *g)
     w->kda.halo[1] = take(c, tail, width, act);
     w->kda.tail = take(c, tail, width, act);
     w->kda.by_rank = take(c, tail, width, act);
-    w->kda.map = take(c, g->max_segments, square, sizeof(float));
-    w->kda.add = take(c, g->max_segments, square, sizeof(float));
-    w->kda.state = take(c, g->max_segments, square, sizeof(float));
+    int n_maps = g->by_runs ? 2 : g->max_segments;
+    w->kda.map = take(c, n_maps, square, sizeof(float));
+    w->kda.add = take(c, n_maps, square, sizeof(float));
+    w->kda.state = take(c, n_maps, square, sizeof(float));
     w->kda.carry[0] = take(c, 1, square, sizeof(float));
     w->kda.carry[1] = take(c, 1, square, sizeof(float));
-    w->kda.work = take_work(
-        c, g->k->kda_work_bytes(n, g->max_segments, d->kda_heads, d->kda_dim, d->kda_dim));
+    if (!g->by_runs) {
+        w->kda.work[0] = take_kda_work(c, g, n, g->max_segments);
+        return;
+    }
+    int64_t front = g->size > 1 ? (g->max_segments + 1) / 2 : g->max_segments;
+    w->kda.work[0] = take_kda_work(c, g, front * g->segment, 1);
+    w->kda.work[1] = take_kda_work(c, g, n - front * g->segment, 1);
 }
 
 static void layout_mla(lh_workspace *w, lh_carve *c, const lh_geometry *g)

@@ -68,6 +68,8 @@ typedef struct lh_engine_opts {
     int max_sessions;       /* sessions that may exist at once, >= 1 */
     double peer_timeout_s;  /* limit of every wait for another rank; 0: 60 */
     int allow_nonfinite;    /* go on when logits are not finite */
+    int deterministic;      /* same bits on any ranks, block and batch; the CPU always is */
+    int debug_by_runs;      /* validation: the CPU carries KDA states by runs, as GPUs by default */
     void (*progress)(void *user, const lh_progress *p); /* may be NULL; called on every rank */
     void *user;
 } lh_engine_opts;

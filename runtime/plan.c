@@ -137,10 +137,14 @@ lh_status lh_plan_make(lh_plan **out, const lh_plan_opts *o)
     LH_TRY_OUT(lh_config_read(d, o->model_dir, NULL));
     lh_model_info_fill(&p->model, d);
     for (int r = 0; r < o->n_ranks; r++) {
-        LH_TRY_OUT(lh_geometry_make(&g, d, &lh_kernels_cpu, cuda ? 2 : 4, r, o->n_ranks,
-                                    o->n_threads > 0 ? o->n_threads : 1, o->segment_tokens,
-                                    o->block_tokens, o->context_tokens,
-                                    o->batch > 0 ? o->batch : 1));
+        LH_TRY_OUT(lh_geometry_make(&g, d, &lh_kernels_cpu, cuda ? 2 : 4,
+                                    &(lh_settings){.rank = r,
+                                                   .size = o->n_ranks,
+                                                   .n_threads = o->n_threads > 0 ? o->n_threads : 1,
+                                                   .segment = o->segment_tokens,
+                                                   .block = o->block_tokens,
+                                                   .context = o->context_tokens,
+                                                   .max_sessions = o->batch > 0 ? o->batch : 1}));
         lh_rank_plan_make(&p->ranks[r], &g);
     }
     plan_messages(p, &g);

@@ -30,6 +30,13 @@ static void need(lh_status s, const char *what)
     exit(1);
 }
 
+static int by_runs;
+
+void carry_by_runs(int yes)
+{
+    by_runs = yes;
+}
+
 lh_engine *open_engine(const char *model, int over_ranks, int n_threads, int64_t segment,
                        int64_t block, int64_t context)
 {
@@ -42,6 +49,7 @@ lh_engine *open_engine(const char *model, int over_ranks, int n_threads, int64_t
                                               .block_tokens = block,
                                               .context_tokens = context,
                                               .max_sessions = 2,
+                                              .debug_by_runs = by_runs,
                                               .peer_timeout_s = 60}),
          model);
     return e;

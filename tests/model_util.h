@@ -20,6 +20,9 @@ const char *source_path(const char *relative);
 lh_engine *open_engine(const char *model, int over_ranks, int n_threads, int64_t segment,
                        int64_t block, int64_t context);
 
+/* The next engines carry KDA's state by runs (1) or by segments (0). */
+void carry_by_runs(int by_runs);
+
 /* One session with all of the engine's context; ends the program on failure. */
 lh_session *open_session(lh_engine *e);
 

@@ -128,6 +128,16 @@ static void test_beta(void)
     check_random_model("beta", 512, 0);
 }
 
+static void test_by_runs(void)
+{
+    carry_by_runs(1);
+    check_random_model("alpha", 64, 64);
+    check_random_model("alpha", 64, 192);
+    check_random_model("beta", 64, 256);
+    check_random_model("beta", 512, 0);
+    carry_by_runs(0);
+}
+
 static void check_needle_prompt(lh_engine *e, const lh_safetensors *f, const json_t *prompt,
                                 int number)
 {
@@ -175,6 +185,7 @@ int main(int argc, char **argv)
     check_init(argc, argv);
     RUN(test_alpha);
     RUN(test_beta);
+    RUN(test_by_runs);
     RUN(test_needle);
     lh_runtime_finalize();
     return check_done();
