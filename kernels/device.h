@@ -20,6 +20,7 @@ typedef struct lh_stream lh_stream;
 
 typedef struct lh_device_ops {
     const char *name; /* "cpu", "cuda" */
+    int reads_host;   /* 1: operations read host memory, maps of files too, like their own */
 
     /* Opens device `index` (a GPU's number; 0 on the CPU) with `n_threads` >= 1 threads of the host
      * for its work. `deterministic` 1: a row's bits depend on its tile alone, as kernels.h says; 0:
@@ -40,9 +41,19 @@ typedef struct lh_device_ops {
                       size_t bytes); /* device to device, no overlap */
     lh_status (*zero)(lh_stream *s, void *p, size_t bytes);
 
+    /* An upload of many bytes that the host need not keep: `host` may be a map and is read on
+     * return. */
+    lh_status (*load)(lh_stream *s, void *device, const void *host, size_t bytes);
+
     /* Waits until everything queued has run; returns the first failure among it. */
     lh_status (*sync)(lh_stream *s);
 } lh_device_ops;
+
+/* A stream begins with its device's operations. */
+static inline const lh_device_ops *lh_stream_device(const lh_stream *s)
+{
+    return *(const lh_device_ops *const *)(const void *)s;
+}
 
 extern const lh_device_ops lh_device_cpu;
 

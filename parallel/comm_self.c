@@ -4,12 +4,17 @@
 #include "base/mem.h"
 #include "parallel/comm.h"
 
-/* One rank: what it sends to itself is copied. */
+/* One rank: what it sends to itself is copied, on the stream's device or, without a stream, here.
+ */
 
-static void copy(void *to, const void *from, size_t bytes)
+static lh_status copy(lh_stream *s, void *to, const void *from, size_t bytes)
 {
-    if (bytes > 0 && to != from)
-        memcpy(to, from, bytes);
+    if (bytes == 0 || to == from)
+        return LH_OK;
+    if (s)
+        return lh_stream_device(s)->copy(s, to, from, bytes);
+    memcpy(to, from, bytes);
+    return LH_OK;
 }
 
 static lh_status self_bcast(lh_comm *c, void *buf, size_t bytes, int root, lh_stream *s)
@@ -21,35 +26,29 @@ static lh_status self_bcast(lh_comm *c, void *buf, size_t bytes, int root, lh_st
 static lh_status self_allgather(lh_comm *c, const void *send, size_t bytes, void *recv,
                                 lh_stream *s)
 {
-    (void)c, (void)s;
-    copy(recv, send, bytes);
-    return LH_OK;
+    (void)c;
+    return copy(s, recv, send, bytes);
 }
 
 static lh_status self_allgatherv(lh_comm *c, const void *send, void *recv, const size_t *recv_bytes,
                                  const size_t *recv_offset, lh_stream *s)
 {
-    (void)c, (void)s;
-    if (recv_bytes[0] > 0)
-        copy((char *)recv + recv_offset[0], send, recv_bytes[0]);
-    return LH_OK;
+    (void)c;
+    return recv_bytes[0] > 0 ? copy(s, (char *)recv + recv_offset[0], send, recv_bytes[0]) : LH_OK;
 }
 
 static lh_status self_alltoallv(lh_comm *c, const void *send, const size_t *send_bytes, void *recv,
                                 const size_t *recv_bytes, lh_stream *s)
 {
-    (void)c, (void)send_bytes, (void)s;
-    copy(recv, send, recv_bytes[0]);
-    return LH_OK;
+    (void)c, (void)send_bytes;
+    return copy(s, recv, send, recv_bytes[0]);
 }
 
 static lh_status self_sendrecv(lh_comm *c, const void *send, size_t send_bytes, int to, void *recv,
                                size_t recv_bytes, int from, lh_stream *s)
 {
-    (void)c, (void)send_bytes, (void)to, (void)s;
-    if (from == 0)
-        copy(recv, send, recv_bytes);
-    return LH_OK;
+    (void)c, (void)send_bytes, (void)to;
+    return from == 0 ? copy(s, recv, send, recv_bytes) : LH_OK;
 }
 
 /* There is no job beyond this process: the caller leaves by itself. */

@@ -58,6 +58,9 @@ static lh_status allocate(lh_engine *e)
     size_t work = lh_workspace_layout(&none, NULL, g), host = lh_host_layout(&no_host, NULL, g);
     size_t comm = lh_communication_layout(&none, NULL, g);
 
+    size_t weights = e->k->device->reads_host ? 0 : lh_weight_arena_bytes(g), counted = 0;
+
+    LH_TRY(arena(e, &e->arena_weights, weights, &counted, "weights"));
     LH_TRY(arena(e, &e->arena_work, work, &used->workspace, "workspace"));
     LH_TRY(arena(e, &e->arena_comm, comm, &used->communication, "expert exchange"));
     LH_TRY(arena(e, &e->arena_kda, plan->kda_state, &used->kda_state, "KDA states"));
@@ -122,6 +125,12 @@ static lh_status load_weights(lh_engine *e, const char *model_dir)
     LH_TRY(lh_checkpoint_bind(e->checkpoint, (int)e->g.experts.begin, (int)e->g.experts.end, &e->w,
                               &e->used.weights_dense, &e->used.weights_experts, e->progress,
                               e->user));
+    if (!e->k->device->reads_host) {
+        LH_TRY(lh_weights_upload(e, e->w, &e->device_w));
+        e->w = e->device_w;
+        lh_checkpoint_close(e->checkpoint);
+        e->checkpoint = NULL;
+    }
     lh_enter(e, LH_PHASE_NONE, -1);
     return LH_OK;
 }
@@ -215,8 +224,8 @@ void lh_engine_close(lh_engine *e)
         return;
     if (e->s) {
         const lh_device_ops *device = e->k->device;
-        void *arenas[] = {e->arena_work, e->arena_comm, e->arena_kda, e->arena_conv,
-                          e->arena_latent};
+        void *arenas[] = {e->arena_weights, e->arena_work, e->arena_comm,
+                          e->arena_kda,     e->arena_conv, e->arena_latent};
         for (size_t i = 0; i < sizeof arenas / sizeof *arenas; i++)
             device->release(e->s, arenas[i]);
         device->close(e->s);
@@ -224,6 +233,7 @@ void lh_engine_close(lh_engine *e)
     lh_expert_destroy(e->expert);
     lh_checkpoint_close(e->checkpoint);
     free(e->arena_host);
+    free(e->device_w);
     free(e->slot_taken);
     lh_comm_destroy(e->comm);
     free(e);

@@ -64,6 +64,7 @@ typedef struct lh_workspace {
     void *last;            /* [LH_LOGIT_ROWS, d_model] act */
     float *logits_part;    /* [LH_LOGIT_ROWS, vocabulary of this rank] */
     float *logits;         /* [n_vocab] */
+    float *router_bias;    /* [n_layers, n_experts], on devices with memory of their own */
 
     struct {
         void *raw; /* [n, 3, D] act: before the convolution; later f, z, o [n, D] each */
@@ -148,6 +149,11 @@ size_t lh_slot_kda_bytes(const lh_geometry *g);
 size_t lh_slot_conv_bytes(const lh_geometry *g);
 size_t lh_slot_latent_bytes(const lh_geometry *g);
 
+/* On devices with memory of their own: the weights' arena, and the way there from bound host
+ * weights. */
+size_t lh_weight_arena_bytes(const lh_geometry *g);
+lh_status lh_weights_upload(lh_engine *e, const lh_weights *host, lh_weights **out);
+
 /* The plan of g's rank, weights included. */
 void lh_rank_plan_make(lh_rank_plan *out, const lh_geometry *g);
 
@@ -227,9 +233,11 @@ struct lh_engine {
     lh_model_info info;
     lh_checkpoint *checkpoint;
     const lh_weights *w;
+    lh_weights *device_w; /* pointers into arena_weights, on devices with memory of their own */
     lh_expert *expert;
 
-    void *arena_work, *arena_comm, *arena_kda, *arena_conv, *arena_latent, *arena_host;
+    void *arena_weights, *arena_work, *arena_comm, *arena_kda, *arena_conv, *arena_latent,
+        *arena_host;
     lh_workspace ws;
     lh_host_space host;
     unsigned char *slot_taken; /* [max_sessions] */

@@ -183,6 +183,8 @@ size_t lh_workspace_layout(lh_workspace *w, void *base, const lh_geometry *g)
     w->last = take(&c, LH_LOGIT_ROWS, d->d_model, g->act_bytes);
     w->logits_part = take(&c, LH_LOGIT_ROWS, lh_range_size(g->vocab), sizeof(float));
     w->logits = take(&c, 1, d->n_vocab, sizeof(float));
+    w->router_bias =
+        take(&c, g->k->device->reads_host ? 0 : d->n_layers, d->n_experts, sizeof(float));
 
     /* the layers take turns in the memory behind */
     lh_carve kda = c, mla = c, dense = c, moe = c, step = c;

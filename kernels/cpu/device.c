@@ -31,6 +31,7 @@ typedef struct worker {
 } worker;
 
 struct lh_stream {
+    const lh_device_ops *ops; /* first: lh_stream_device */
     int n_threads;
     int n_started;   /* workers that run: 1 .. n_threads - 1 of `workers` */
     worker *workers; /* [n_threads]; 0 is the caller */
@@ -223,6 +224,7 @@ static lh_status cpu_open(lh_stream **out, int index, int n_threads, int determi
     s = calloc(1, sizeof *s);
     LH_REQUIRE(s, LH_ERR_NOMEM, "cpu stream");
     openblas_set_num_threads(1); /* it is called from the stream's threads, and has none itself */
+    s->ops = &lh_device_cpu;
     s->n_threads = n_threads;
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->wake, NULL);
@@ -290,6 +292,7 @@ static lh_status cpu_sync(lh_stream *s)
 
 const lh_device_ops lh_device_cpu = {
     .name = "cpu",
+    .reads_host = 1,
     .open = cpu_open,
     .close = cpu_close,
     .alloc = cpu_alloc,
@@ -298,5 +301,6 @@ const lh_device_ops lh_device_cpu = {
     .download = cpu_copy,
     .copy = cpu_copy,
     .zero = cpu_zero,
+    .load = cpu_copy,
     .sync = cpu_sync,
 };
