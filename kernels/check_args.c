@@ -344,8 +344,7 @@ lh_status lh_check_mla_decode(const lh_mla_decode_args *a)
     POINTER(latent);
     POINTER(n_keys);
     POINTER(w_kvb);
-    for (int64_t i = 0; i < a->n_seq; i++)
-        RANGE(n_keys[i], 1, DIM_MAX);
+    RANGE(max_keys, 1, DIM_MAX);
     return check_work(op, a->work);
 }
 
@@ -395,6 +394,30 @@ lh_status lh_check_ffn(const lh_ffn_args *a)
         POINTER(w_up[a->net[i]]);
         POINTER(w_down[a->net[i]]);
     }
+    return LH_OK;
+}
+
+lh_status lh_check_moe_step(const lh_moe_step_args *a)
+{
+    const char *op = "moe_step";
+
+    ROWS(n_seq);
+    DIM(d);
+    DIM(d_hidden);
+    RANGE(top_k, 1, LH_MAX_TOP_K);
+    RANGE(n_nets, 0, INT32_MAX);
+    RANGE(first_expert, 0, INT32_MAX - a->n_nets);
+    if (a->n_seq == 0)
+        return LH_OK;
+    POINTER(y);
+    POINTER(x);
+    POINTER(expert);
+    if (a->n_nets == 0)
+        return LH_OK;
+    POINTER(w_gate);
+    POINTER(w_up);
+    POINTER(w_down);
+    POINTER(work);
     return LH_OK;
 }
 

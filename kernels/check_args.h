@@ -27,6 +27,7 @@ lh_status lh_check_mla_prefill(const lh_mla_prefill_args *a);
 lh_status lh_check_mla_decode(const lh_mla_decode_args *a);
 lh_status lh_check_router(const lh_router_args *a);
 lh_status lh_check_ffn(const lh_ffn_args *a);
+lh_status lh_check_moe_step(const lh_moe_step_args *a);
 lh_status lh_check_gather(const lh_gather_args *a);
 lh_status lh_check_combine(const lh_combine_args *a);
 

@@ -47,6 +47,16 @@ typedef struct lh_device_ops {
 
     /* Waits until everything queued has run; returns the first failure among it. */
     lh_status (*sync)(lh_stream *s);
+
+    /*
+     * Work that is queued once and run many times, where record_begin is not NULL: everything
+     * queued between begin and end is kept instead of run, with its arguments and pointers as they
+     * are. After a failure in between, end must still be called. forget accepts NULL.
+     */
+    lh_status (*record_begin)(lh_stream *s);
+    lh_status (*record_end)(lh_stream *s, void **recording);
+    lh_status (*replay)(lh_stream *s, void *recording);
+    void (*forget)(lh_stream *s, void *recording);
 } lh_device_ops;
 
 /* A stream begins with its device's operations. */

@@ -193,12 +193,16 @@ typedef struct lh_gated_norm_args {
     float eps;
 } lh_gated_norm_args;
 
-/* The row that MLA keeps of a token: rmsnorm of the first d_latent elements, the d_rope after them
- * as they are. */
+/*
+ * The row that MLA keeps of a token: rmsnorm of the first d_latent elements, the d_rope after them
+ * as they are. With `row` the one row goes to row *row of y instead of the first: a place in a
+ * cache that only the device knows.
+ */
 typedef struct lh_latent_args {
-    void *y;          /* out [n_rows, d_latent + d_rope] act; may be x */
-    const void *x;    /* in [n_rows, d_latent + d_rope] act */
-    const lh_bf16 *w; /* in [d_latent] */
+    void *y;            /* out [n_rows, d_latent + d_rope] act; may be x */
+    const void *x;      /* in [n_rows, d_latent + d_rope] act */
+    const lh_bf16 *w;   /* in [d_latent] */
+    const int64_t *row; /* in [1], or NULL; then n_rows is 1 */
     int64_t n_rows;
     int d_latent, d_rope;
     float eps;
@@ -241,12 +245,12 @@ typedef struct lh_mla_decode_args {
     const void *q;             /* in [n_seq, n_heads, d_nope + d_rope] act */
     const void *const *latent; /* in [n_seq] pointers to [n_keys, d_latent + d_rope] act, the new
                                   token's row included */
-    const int64_t *n_keys;     /* host [n_seq], >= 1 */
-    const lh_bf16 *w_kvb;      /* in [n_heads, d_nope + d_v, d_latent] */
+    const int64_t *n_keys;     /* in [n_seq], each in [1, max_keys] */
+    int64_t max_keys;
+    const lh_bf16 *w_kvb; /* in [n_heads, d_nope + d_v, d_latent] */
     int64_t n_seq;
     int n_heads, d_nope, d_rope, d_v, d_latent;
-    void *work; /* lh_kernels.mla_decode_work_bytes(...) bytes for the largest n_keys, 256-byte
-                   aligned */
+    void *work; /* lh_kernels.mla_decode_work_bytes(...) bytes for max_keys, 256-byte aligned */
 } lh_mla_decode_args;
 
 /*
@@ -284,6 +288,24 @@ typedef struct lh_ffn_args {
     const int32_t *net; /* host [n_tiles]; tiles of one network are neighbours */
     void *work;         /* [n_rows, 2, d_hidden] act */
 } lh_ffn_args;
+
+/*
+ * The experts of single tokens, chosen on the device: for every (token t, slot j) whose expert is
+ * one of n_nets from first_expert on, y[t * top_k + j] = W_down (silu(W_gate x[t]) * (W_up x[t]));
+ * the rows of other ranks' experts become 0.
+ */
+typedef struct lh_moe_step_args {
+    void *y;                      /* out [n_seq, top_k, d] act */
+    const void *x;                /* in [n_seq, d] act */
+    const int32_t *expert;        /* in [n_seq, top_k], each row rising */
+    const lh_bf16 *const *w_gate; /* in [n_nets] pointers to [d_hidden, d] */
+    const lh_bf16 *const *w_up;   /* in [n_nets] pointers to [d_hidden, d] */
+    const lh_bf16 *const *w_down; /* in [n_nets] pointers to [d, d_hidden] */
+    int first_expert, n_nets;
+    int64_t n_seq, d, d_hidden;
+    int top_k;
+    void *work; /* [n_seq * top_k, 2, d_hidden] act */
+} lh_moe_step_args;
 
 /* y[i] = x[index[i]]; rows of `width` act elements. */
 typedef struct lh_gather_args {
@@ -327,6 +349,7 @@ typedef struct lh_kernels {
     lh_status (*mla_decode)(lh_stream *s, const lh_mla_decode_args *a);
     lh_status (*router)(lh_stream *s, const lh_router_args *a);
     lh_status (*ffn)(lh_stream *s, const lh_ffn_args *a);
+    lh_status (*moe_step)(lh_stream *s, const lh_moe_step_args *a);
     lh_status (*gather)(lh_stream *s, const lh_gather_args *a);
     lh_status (*combine)(lh_stream *s, const lh_combine_args *a);
 

@@ -101,6 +101,18 @@ lh_status lh_comm_alltoallv(lh_comm *c, const void *send, const size_t *send_byt
     return LH_OK;
 }
 
+lh_status lh_comm_merge(lh_comm *c, void *buf, size_t bytes, void *scratch, lh_stream *s)
+{
+    uint64_t others = (uint64_t)c->size - 1;
+
+    LH_REQUIRE(bytes % sizeof(uint32_t) == 0, LH_ERR_INVALID, "merge of %zu bytes", bytes);
+    LH_TRY(check_buffer(c, buf, bytes, "merge"));
+    LH_TRY(check_buffer(c, scratch, bytes, "scratch"));
+    LH_TRY(c->ops->merge(c, buf, bytes, scratch, s));
+    count(c, others * bytes, others * bytes);
+    return LH_OK;
+}
+
 lh_status lh_comm_sendrecv(lh_comm *c, const void *send, size_t send_bytes, int to, void *recv,
                            size_t recv_bytes, int from, lh_stream *s)
 {

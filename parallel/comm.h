@@ -38,6 +38,7 @@ typedef struct lh_comm_ops {
                            const size_t *recv_bytes, lh_stream *s);
     lh_status (*sendrecv)(lh_comm *c, const void *send, size_t send_bytes, int to, void *recv,
                           size_t recv_bytes, int from, lh_stream *s);
+    lh_status (*merge)(lh_comm *c, void *buf, size_t bytes, void *scratch, lh_stream *s);
     void (*abort)(lh_comm *c, int exit_code);
     void (*destroy)(lh_comm *c);
 } lh_comm_ops;
@@ -107,6 +108,13 @@ lh_status lh_comm_allgatherv(lh_comm *c, const void *send, void *recv, const siz
  * same size. */
 lh_status lh_comm_alltoallv(lh_comm *c, const void *send, const size_t *send_bytes, void *recv,
                             const size_t *recv_bytes, lh_stream *s);
+
+/*
+ * Parts that lie among zeros to all: every 4-byte word of buf may be other than 0 on one rank at
+ * most, and afterwards is that everywhere. Bits are moved, nothing is rounded. bytes is a multiple
+ * of 4; scratch [size][bytes] may be used.
+ */
+lh_status lh_comm_merge(lh_comm *c, void *buf, size_t bytes, void *scratch, lh_stream *s);
 
 /* Sends to `to` and receives from `from` at once; a rank of -1 leaves that half out; the own rank
  * copies. */

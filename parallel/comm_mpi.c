@@ -361,6 +361,19 @@ static lh_status mpi_sendrecv(lh_comm *c, const void *send, size_t send_bytes, i
     return finish(m, st);
 }
 
+static lh_status mpi_merge(lh_comm *c, void *buf, size_t bytes, void *scratch, lh_stream *s)
+{
+    uint32_t *to = buf;
+    const uint32_t *from = scratch;
+    size_t n = bytes / sizeof *to;
+
+    LH_TRY(mpi_allgather(c, buf, bytes, scratch, s));
+    for (int r = 0; r < c->size; r++, from += n)
+        for (size_t i = 0; i < n && r != c->rank; i++)
+            to[i] |= from[i];
+    return LH_OK;
+}
+
 static void mpi_abort(lh_comm *c, int exit_code)
 {
     (void)MPI_Abort(((mpi_comm *)c)->comm, exit_code);
@@ -383,6 +396,7 @@ static const lh_comm_ops mpi_ops = {
     .allgatherv = mpi_allgatherv,
     .alltoallv = mpi_alltoallv,
     .sendrecv = mpi_sendrecv,
+    .merge = mpi_merge,
     .abort = mpi_abort,
     .destroy = mpi_destroy,
 };

@@ -51,6 +51,12 @@ static lh_status self_sendrecv(lh_comm *c, const void *send, size_t send_bytes, 
     return from == 0 ? copy(s, recv, send, recv_bytes) : LH_OK;
 }
 
+static lh_status self_merge(lh_comm *c, void *buf, size_t bytes, void *scratch, lh_stream *s)
+{
+    (void)c, (void)buf, (void)bytes, (void)scratch, (void)s;
+    return LH_OK;
+}
+
 /* There is no job beyond this process: the caller leaves by itself. */
 static void self_abort(lh_comm *c, int exit_code)
 {
@@ -69,6 +75,7 @@ static const lh_comm_ops self_ops = {
     .allgatherv = self_allgatherv,
     .alltoallv = self_alltoallv,
     .sendrecv = self_sendrecv,
+    .merge = self_merge,
     .abort = self_abort,
     .destroy = self_destroy,
 };

@@ -53,15 +53,15 @@ lh_status lh_logits(lh_engine *e, const void *x, int64_t n, int owner, float *ou
     return LH_OK;
 }
 
-lh_status lh_decode(lh_engine *e, const lh_step_item *item)
+/* Everything of a step between its input and its logits: the same calls for every token of a
+ * session. */
+static lh_status run_step(lh_engine *e, lh_session *s)
 {
-    lh_session *s = item->session;
     int kda = 0, mla = 0;
 
     lh_enter(e, LH_PHASE_EMBED, -1);
-    LH_TRY(e->k->device->upload(e->s, e->ws.ids, item->tokens, sizeof *item->tokens));
     LH_TRY(e->k->embed(e->s, &(lh_embed_args){.out = e->ws.x,
-                                              .ids = e->ws.ids,
+                                              .ids = &e->ws.input->id,
                                               .table = e->w->embed,
                                               .n_rows = 1,
                                               .d = e->d.d_model,
@@ -73,9 +73,35 @@ lh_status lh_decode(lh_engine *e, const lh_step_item *item)
             LH_TRY(lh_mla_decode(e, s, l, mla++));
         LH_TRY(lh_ffn_decode(e, l));
     }
+    return LH_OK;
+}
+
+/* The first step of a session's slot runs as it is, which connects whatever connects at first use.
+ */
+static lh_status record_step(lh_engine *e, lh_session *s, lh_recording *r)
+{
+    LH_TRY(e->k->device->record_begin(e->s));
+    lh_status st = run_step(e, s);
+    lh_status ended = e->k->device->record_end(e->s, &r->steps);
+    return st != LH_OK ? st : ended;
+}
+
+lh_status lh_decode(lh_engine *e, const lh_step_item *item)
+{
+    lh_session *s = item->session;
+    lh_recording *r = &e->recordings[s->slot];
+    const lh_step_input input = {s->position, s->position + 1, item->tokens[0]};
+
+    lh_enter(e, LH_PHASE_EMBED, -1);
+    LH_TRY(e->k->device->upload(e->s, e->ws.input, &input, sizeof input));
+    if (r->ran && e->k->device->record_begin && !r->steps)
+        LH_TRY(record_step(e, s, r));
+    lh_enter(e, LH_PHASE_STEP, -1);
+    LH_TRY(r->steps ? e->k->device->replay(e->s, r->steps) : run_step(e, s));
+    r->ran = 1;
     s->position++;
     if (item->n_logits == 0)
-        return LH_OK;
+        return e->k->device->sync(e->s);
     lh_enter(e, LH_PHASE_HEAD, -1);
     return lh_logits(e, e->ws.x, 1, -1, item->logits);
 }

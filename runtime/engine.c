@@ -78,7 +78,8 @@ static lh_status allocate(lh_engine *e)
                                                e->d.n_experts, e->d.top_k, g->rank, g->size);
     }
     e->slot_taken = calloc((size_t)g->max_sessions, 1);
-    LH_REQUIRE(e->slot_taken, LH_ERR_NOMEM, "%d sessions", g->max_sessions);
+    e->recordings = calloc((size_t)g->max_sessions, sizeof *e->recordings);
+    LH_REQUIRE(e->slot_taken && e->recordings, LH_ERR_NOMEM, "%d sessions", g->max_sessions);
     return LH_OK;
 }
 
@@ -108,6 +109,39 @@ static lh_status make_conv_index(lh_engine *e)
     LH_TRY_OUT(e->k->device->sync(e->s));
 out:
     free(index);
+    return st;
+}
+
+/* Where every session's states and caches lie on this rank, for the device to read. */
+static lh_status upload_pointers(lh_engine *e)
+{
+    const lh_geometry *g = &e->g;
+    const lh_device_ops *device = e->k->device;
+    size_t sessions = (size_t)g->max_sessions, n_kda = (size_t)e->d.n_kda_layers;
+    size_t n_mla = (size_t)e->d.n_mla_layers, n_slots = (size_t)e->d.top_k;
+    lh_status st = LH_OK;
+    char **at = malloc((sessions * (n_kda + n_mla) + 1) * sizeof *at);
+    int32_t *slots = malloc((n_slots + 1) * sizeof *slots);
+
+    LH_REQUIRE_OUT(at && slots, LH_ERR_NOMEM, "pointers of %zu sessions", sessions);
+    char **latent_at = at + sessions * n_kda;
+    for (size_t i = 0; i < sessions; i++) {
+        for (size_t l = 0; l < n_kda; l++)
+            at[i * n_kda + l] =
+                (char *)e->arena_kda + (i * n_kda + l) * (lh_slot_kda_bytes(g) / n_kda);
+        for (size_t l = 0; l < n_mla; l++)
+            latent_at[i * n_mla + l] =
+                (char *)e->arena_latent + (i * n_mla + l) * (lh_slot_latent_bytes(g) / n_mla);
+    }
+    for (size_t j = 0; j < n_slots; j++)
+        slots[j] = (int32_t)j;
+    LH_TRY_OUT(device->upload(e->s, e->ws.state_at, at, sessions * n_kda * sizeof *at));
+    LH_TRY_OUT(device->upload(e->s, e->ws.latent_at, latent_at, sessions * n_mla * sizeof *at));
+    LH_TRY_OUT(device->upload(e->s, e->ws.slots, slots, n_slots * sizeof *slots));
+    LH_TRY_OUT(device->sync(e->s));
+out:
+    free(at);
+    free(slots);
     return st;
 }
 
@@ -178,6 +212,7 @@ static lh_status open_allocated(lh_engine *e)
     LH_TRY(e->k->device->open(&e->s, 0, e->g.n_threads, 1));
     LH_TRY(allocate(e));
     fill_constants(e);
+    LH_TRY(upload_pointers(e));
     return e->d.n_kda_layers > 0 ? make_conv_index(e) : LH_OK;
 }
 
@@ -224,6 +259,9 @@ void lh_engine_close(lh_engine *e)
         return;
     if (e->s) {
         const lh_device_ops *device = e->k->device;
+        for (int i = 0; e->recordings && i < e->g.max_sessions; i++)
+            if (e->recordings[i].steps)
+                device->forget(e->s, e->recordings[i].steps);
         void *arenas[] = {e->arena_weights, e->arena_work, e->arena_comm,
                           e->arena_kda,     e->arena_conv, e->arena_latent};
         for (size_t i = 0; i < sizeof arenas / sizeof *arenas; i++)
@@ -234,6 +272,7 @@ void lh_engine_close(lh_engine *e)
     lh_checkpoint_close(e->checkpoint);
     free(e->arena_host);
     free(e->device_w);
+    free(e->recordings);
     free(e->slot_taken);
     lh_comm_destroy(e->comm);
     free(e);

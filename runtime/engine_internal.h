@@ -53,6 +53,14 @@ typedef struct lh_settings {
 lh_status lh_geometry_make(lh_geometry *out, const lh_dims *d, const lh_kernels *k,
                            size_t act_bytes, const lh_settings *o);
 
+/* What a decoding step reads from the device's memory, so that a recording of it serves every
+ * token. */
+typedef struct lh_step_input {
+    int64_t row;    /* of the caches: the token's position */
+    int64_t n_keys; /* row + 1 */
+    int32_t id;
+} lh_step_input;
+
 /* Device buffers of a step. Those of different kinds of layers share memory. */
 typedef struct lh_workspace {
     /* all layers; n = max_rows */
@@ -60,10 +68,14 @@ typedef struct lh_workspace {
     void *x, *h;           /* [n, d_model] act: residual stream, normed */
     int32_t *conv_gather;  /* [taps - 1, 3, kda_heads] index: rows by token from rows by rank */
     int32_t *conv_scatter; /* the inverse */
-    int32_t *zeros;        /* [top_k] index 0 */
     void *last;            /* [LH_LOGIT_ROWS, d_model] act */
     float *logits_part;    /* [LH_LOGIT_ROWS, vocabulary of this rank] */
     float *logits;         /* [n_vocab] */
+    int32_t *slots;        /* [top_k] 0, 1, ..: a decoding token's rows as they lie */
+    lh_step_input *input;  /* [1] what changes from one decoding token to the next */
+    float **state_at;      /* [max_sessions, kda layers] each session's state on this rank */
+    void **latent_at;      /* [max_sessions, mla layers] each session's latent cache */
+    void **expert_at;      /* [n_layers, 3, own experts] gate, up, down, on such devices */
     float *router_bias;    /* [n_layers, n_experts], on devices with memory of their own */
 
     struct {
@@ -110,10 +122,12 @@ typedef struct lh_workspace {
         void *b, *low;
         void *y;                        /* [D] act, all heads */
         void *mla_q, *mla_o, *mla_work; /* own heads; mla_o all heads */
+        void *mla_raw;                  /* [d_latent + d_rope] act */
         float *scores, *weight;
-        int32_t *expert, *source;
-        void *px, *rows; /* [top_k + 1, d_model] act */
-        void *hidden;    /* [top_k, 2, d_expert] or [2, d_shared] or [2, d_ffn] act */
+        int32_t *expert;
+        void *rows;    /* [top_k + 1, d_model] act: experts' outputs, then the shared network's */
+        void *merging; /* [size, top_k + 1, d_model] act */
+        void *hidden;  /* [top_k, 2, d_expert] or [2, d_shared] or [2, d_ffn] act */
     } step;
 } lh_workspace;
 
@@ -125,7 +139,6 @@ typedef struct lh_host_space {
     int64_t *tile_start;  /* [max_segments + 1] */
     int64_t *round_start; /* [max_segments + 1] tiles of a round, from its first row */
     int32_t *net; /* [max(max_segments, LH_LOGIT_ROWS, top_k)]: zeros, for calls of one network */
-    int32_t *slot_net;   /* [top_k] networks of a decoding token */
     int64_t *unit_start; /* [max(LH_LOGIT_ROWS, top_k) + 1] tiles of one row */
     lh_run *runs;        /* [2 * size] */
     size_t *send_bytes, *recv_bytes, *recv_offset; /* [size] */
@@ -175,6 +188,7 @@ typedef enum lh_phase_id {
     LH_PHASE_COMBINE,
     LH_PHASE_HEAD,
     LH_PHASE_SAMPLE,
+    LH_PHASE_STEP, /* a recorded step as a whole */
     LH_N_PHASES,
     LH_PHASE_NONE = LH_N_PHASES
 } lh_phase_id;
@@ -224,6 +238,12 @@ typedef struct lh_block {
     int n_rounds;            /* of expert dispatch, the same on all ranks */
 } lh_block;
 
+/* A session's decoding step: run once, then recorded, then replayed. */
+typedef struct lh_recording {
+    int ran;
+    void *steps;
+} lh_recording;
+
 struct lh_engine {
     lh_comm *comm;
     const lh_kernels *k;
@@ -241,6 +261,7 @@ struct lh_engine {
     lh_workspace ws;
     lh_host_space host;
     unsigned char *slot_taken; /* [max_sessions] */
+    lh_recording *recordings;  /* [max_sessions] of a decoding step */
     lh_rank_plan plan, used;
 
     lh_block block;

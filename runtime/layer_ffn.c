@@ -143,86 +143,62 @@ lh_status lh_ffn_prefill(lh_engine *e, int l)
     return LH_OK;
 }
 
-/*
- * Who computes which row of a decoding token: rank r has slots[r] of the chosen experts, `sharer`
- * also the shared network. Rows are gathered in the order of ranks; experts rise with the ranks, so
- * only the shared row stands among them.
- */
-typedef struct step_plan {
-    int first, count; /* this rank's slots */
-    int sharer;       /* -1: no shared network */
-    int shared_row;
-} step_plan;
-
-static step_plan plan_step(lh_engine *e, size_t row_bytes)
+/* This rank's pointers to networks of one kind (0 gate, 1 up, 2 down), where the device can read
+ * them. */
+static const lh_bf16 *const *own_pointers(const lh_engine *e, int l, int kind)
 {
-    const int32_t *expert = e->host.expert;
-    size_t *bytes = e->host.recv_bytes, *offset = e->host.recv_offset;
-    step_plan p = {.sharer = e->d.n_shared ? 0 : -1};
-    int size = e->comm->size, row = 0;
+    const lh_layer_weights *lw = &e->w->layers[l];
+    const lh_bf16 *const *all[3] = {lw->w_gate, lw->w_up, lw->w_down};
 
-    for (int r = 0; r < size; r++)
-        bytes[r] = 0;
-    for (int j = 0; j < e->d.top_k; j++) {
-        int owner = lh_split_owner(e->d.n_experts, expert[j], size);
-        p.first += owner < e->comm->rank;
-        bytes[owner]++;
-    }
-    p.count = (int)bytes[e->comm->rank];
-    for (int r = 1; r < size && p.sharer >= 0; r++)
-        if (bytes[r] < bytes[p.sharer])
-            p.sharer = r;
-    for (int r = 0; r < size; r++) {
-        int rows = (int)bytes[r] + (r == p.sharer);
-        if (r == p.sharer)
-            p.shared_row = row + rows - 1;
-        offset[r] = (size_t)row * row_bytes;
-        bytes[r] = (size_t)rows * row_bytes;
-        row += rows;
-    }
-    return p;
+    if (e->k->device->reads_host)
+        return all[kind] + e->g.experts.begin;
+    return (const lh_bf16 *const *)e->ws.expert_at +
+           ((int64_t)l * 3 + kind) * lh_range_size(e->g.experts);
 }
 
+/*
+ * Every rank computes its own experts' rows among zeros, one rank the shared network's; merged,
+ * they are all there on all ranks. Nothing on this path is read by the host.
+ */
 static lh_status moe_step(lh_engine *e, const lh_layer_weights *lw, int l)
 {
     lh_workspace *w = &e->ws;
-    lh_host_space *h = &e->host;
-    int64_t d = e->d.d_model;
-    int k = e->d.top_k;
-    lh_tiles one = {1, h->unit_start};
+    int64_t d = e->d.d_model, k = e->d.top_k;
+    size_t row_bytes = (size_t)d * e->g.act_bytes;
+    lh_tiles one = {1, e->host.unit_start};
+    void *shared = lh_act(e, w->step.rows, k * d);
 
     lh_enter(e, LH_PHASE_ROUTE, l);
     LH_TRY(route(e, lw, 1, one, w->step.scores, w->step.expert, w->step.weight));
-    LH_TRY(e->k->device->download(e->s, h->expert, w->step.expert, (size_t)k * sizeof(int32_t)));
-    LH_TRY(e->k->device->sync(e->s));
     lh_enter(e, LH_PHASE_EXPERTS, l);
-    step_plan p = plan_step(e, (size_t)d * e->g.act_bytes);
-    char *mine = (char *)w->step.rows + h->recv_offset[e->comm->rank];
-    for (int j = 0; j < p.count; j++)
-        h->slot_net[j] = h->expert[p.first + j] - (int32_t)e->g.experts.begin;
-    LH_TRY(e->k->gather(
-        e->s, &(lh_gather_args){
-                  .y = w->step.px, .x = w->h, .index = w->zeros, .n_rows = p.count, .width = d}));
-    LH_TRY(own_experts(e, lw, mine, w->step.px, p.count, (lh_tiles){p.count, h->unit_start},
-                       h->slot_net, w->step.hidden));
-    if (p.sharer == e->comm->rank)
-        LH_TRY(one_network(e, lw, lh_act(e, mine, p.count * d), 1, e->d.d_shared, one, 0,
-                           w->step.hidden));
+    LH_TRY(e->k->moe_step(e->s, &(lh_moe_step_args){.y = w->step.rows,
+                                                    .x = w->h,
+                                                    .expert = w->step.expert,
+                                                    .w_gate = own_pointers(e, l, 0),
+                                                    .w_up = own_pointers(e, l, 1),
+                                                    .w_down = own_pointers(e, l, 2),
+                                                    .first_expert = (int)e->g.experts.begin,
+                                                    .n_nets = (int)lh_range_size(e->g.experts),
+                                                    .n_seq = 1,
+                                                    .d = d,
+                                                    .d_hidden = e->d.d_expert,
+                                                    .top_k = (int)k,
+                                                    .work = w->step.hidden}));
+    if (e->d.n_shared && l % e->comm->size == e->comm->rank)
+        LH_TRY(one_network(e, lw, shared, 1, e->d.d_shared, one, 0, w->step.hidden));
+    else
+        LH_TRY(e->k->device->zero(e->s, shared, row_bytes));
     lh_enter(e, LH_PHASE_COMBINE, l);
-    LH_TRY(lh_comm_allgatherv(e->comm, mine, w->step.rows, h->recv_bytes, h->recv_offset, e->s));
-    for (int j = 0; j < k; j++) /* the index of each slot's row, in the memory of the ids */
-        h->expert[j] = j + (p.sharer >= 0 && j >= p.shared_row);
-    LH_TRY(e->k->device->upload(e->s, w->step.source, h->expert, (size_t)k * sizeof(int32_t)));
-    return e->k->combine(
-        e->s, &(lh_combine_args){.x = w->x,
-                                 .rows = w->step.rows,
-                                 .source = w->step.source,
-                                 .weight = w->step.weight,
-                                 .shared = p.sharer >= 0 ? lh_act(e, w->step.rows, p.shared_row * d)
-                                                         : NULL,
-                                 .n_rows = 1,
-                                 .d = d,
-                                 .top_k = k});
+    LH_TRY(
+        lh_comm_merge(e->comm, w->step.rows, (size_t)(k + 1) * row_bytes, w->step.merging, e->s));
+    return e->k->combine(e->s, &(lh_combine_args){.x = w->x,
+                                                  .rows = w->step.rows,
+                                                  .source = w->slots,
+                                                  .weight = w->step.weight,
+                                                  .shared = e->d.n_shared ? shared : NULL,
+                                                  .n_rows = 1,
+                                                  .d = d,
+                                                  .top_k = (int)k});
 }
 
 lh_status lh_ffn_decode(lh_engine *e, int l)

@@ -389,7 +389,6 @@ static lh_status own_heads_step(lh_engine *e, lh_session *s, const lh_layer_weig
     int heads = (int)lh_range_size(e->g.kda_heads);
     int64_t first = e->g.kda_heads.begin, dim = d->kda_dim, width = heads * dim;
     const lh_bf16 *qkv[3] = {lw->q, lw->k, lw->v};
-    float *state = own_state(e, s, at);
     void *y = lh_act(e, w->step.y, first * dim);
 
     if (heads == 0)
@@ -416,17 +415,18 @@ static lh_status own_heads_step(lh_engine *e, lh_session *s, const lh_layer_weig
                                                     .n_rows = 1,
                                                     .n_heads = heads,
                                                     .d_k = d->kda_dim}));
-    LH_TRY(e->k->kda_step(e->s, &(lh_kda_step_args){.o = y,
-                                                    .state = &state,
-                                                    .q = w->step.q,
-                                                    .k = w->step.k,
-                                                    .v = w->step.v,
-                                                    .g = w->step.g,
-                                                    .beta = w->step.beta,
-                                                    .n_seq = 1,
-                                                    .n_heads = heads,
-                                                    .d_k = d->kda_dim,
-                                                    .d_v = d->kda_dim}));
+    LH_TRY(e->k->kda_step(e->s,
+                          &(lh_kda_step_args){.o = y,
+                                              .state = w->state_at + s->slot * d->n_kda_layers + at,
+                                              .q = w->step.q,
+                                              .k = w->step.k,
+                                              .v = w->step.v,
+                                              .g = w->step.g,
+                                              .beta = w->step.beta,
+                                              .n_seq = 1,
+                                              .n_heads = heads,
+                                              .d_k = d->kda_dim,
+                                              .d_v = d->kda_dim}));
     return e->k->gated_norm(e->s, &(lh_gated_norm_args){.y = y,
                                                         .o = y,
                                                         .z = w->step.z,

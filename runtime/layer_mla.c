@@ -19,12 +19,14 @@ static void *cache(const lh_engine *e, const lh_session *s, int at)
     return lh_act(e, s->at.latent, at * e->g.latent_rows * latent_width(e));
 }
 
-static lh_status store_latent(lh_engine *e, void *to, const void *raw, const lh_layer_weights *lw,
-                              int64_t n)
+/* Rows of the cache from rows of the projection: at `to`, or (one row) at row *row from there. */
+static lh_status store_latent(lh_engine *e, void *to, const int64_t *row, const void *raw,
+                              const lh_layer_weights *lw, int64_t n)
 {
     return e->k->latent(e->s, &(lh_latent_args){.y = to,
                                                 .x = raw,
                                                 .w = lw->kv_norm,
+                                                .row = row,
                                                 .n_rows = n,
                                                 .d_latent = e->d.d_latent,
                                                 .d_rope = e->d.d_rope,
@@ -69,7 +71,7 @@ lh_status lh_mla_prefill(lh_engine *e, int l, int at)
     LH_TRY(lh_rows_linear(e, w->mla.q, q_width, w->h, d->d_model, lw->mla_q, q_width, 0));
     LH_TRY(lh_rows_linear(e, w->mla.raw, width, w->h, d->d_model, lw->kv_a, width, 0));
     for (int i = 0; i < b->n_own; i++)
-        LH_TRY(store_latent(e, lh_act(e, rows, b->run_position[i] * width),
+        LH_TRY(store_latent(e, lh_act(e, rows, b->run_position[i] * width), NULL,
                             lh_act(e, w->mla.raw, b->run_start[i] * width), lw,
                             b->run_start[i + 1] - b->run_start[i]));
     lh_enter(e, LH_PHASE_LATENT_EXCHANGE, l);
@@ -95,20 +97,21 @@ lh_status lh_mla_prefill(lh_engine *e, int l, int at)
                           d->d_model, 1);
 }
 
-static lh_status attend_step(lh_engine *e, lh_session *s, const lh_layer_weights *lw,
-                             const void *rows)
+static lh_status attend_step(lh_engine *e, lh_session *s, const lh_layer_weights *lw, int at)
 {
     const lh_dims *d = &e->d;
     lh_workspace *w = &e->ws;
-    int64_t first = e->g.mla_heads.begin, n_keys = s->position + 1;
+    int64_t first = e->g.mla_heads.begin;
 
     if (lh_range_size(e->g.mla_heads) == 0)
         return LH_OK;
     return e->k->mla_decode(
         e->s, &(lh_mla_decode_args){.o = lh_act(e, w->step.mla_o, first * d->d_v),
                                     .q = w->step.mla_q,
-                                    .latent = &rows,
-                                    .n_keys = &n_keys,
+                                    .latent = (const void *const *)w->latent_at +
+                                              s->slot * d->n_mla_layers + at,
+                                    .n_keys = &w->input->n_keys,
+                                    .max_keys = s->context,
                                     .w_kvb = lw->kv_b + first * (d->d_nope + d->d_v) * d->d_latent,
                                     .n_seq = 1,
                                     .n_heads = (int)lh_range_size(e->g.mla_heads),
@@ -124,21 +127,18 @@ lh_status lh_mla_decode(lh_engine *e, lh_session *s, int l, int at)
     const lh_layer_weights *lw = &e->w->layers[l];
     const lh_dims *d = &e->d;
     lh_workspace *w = &e->ws;
-    int64_t q_dim = d->d_nope + d->d_rope, o_width = (int64_t)d->mla_heads * d->d_v,
-            width = latent_width(e);
+    int64_t q_dim = d->d_nope + d->d_rope, o_width = (int64_t)d->mla_heads * d->d_v;
     lh_range heads = e->g.mla_heads, out = e->g.d_model;
-    char *rows = cache(e, s, at);
-    void *row = lh_act(e, rows, s->position * width);
 
     lh_enter(e, LH_PHASE_MLA_PROJECTIONS, l);
     LH_TRY(lh_rows_norm(e, lw->attn_norm, 1));
     LH_TRY(lh_row_linear(e, w->step.mla_q, w->h, d->d_model,
                          lw->mla_q + heads.begin * q_dim * d->d_model, lh_range_size(heads) * q_dim,
                          0));
-    LH_TRY(lh_row_linear(e, row, w->h, d->d_model, lw->kv_a, width, 0));
-    LH_TRY(store_latent(e, row, row, lw, 1));
+    LH_TRY(lh_row_linear(e, w->step.mla_raw, w->h, d->d_model, lw->kv_a, latent_width(e), 0));
+    LH_TRY(store_latent(e, cache(e, s, at), &w->input->row, w->step.mla_raw, lw, 1));
     lh_enter(e, LH_PHASE_ATTENTION, l);
-    LH_TRY(attend_step(e, s, lw, rows));
+    LH_TRY(attend_step(e, s, lw, at));
     lh_enter(e, LH_PHASE_MLA_PROJECTIONS, l);
     LH_TRY(lh_gather_parts(e, w->step.mla_o, d->mla_heads, (size_t)d->d_v * e->g.act_bytes));
     LH_TRY(lh_row_linear(e, lh_act(e, w->x, out.begin), w->step.mla_o, o_width,

@@ -162,9 +162,9 @@ static void layout_step(lh_workspace *w, lh_carve *c, const lh_geometry *g)
     w->step.scores = take(c, 1, d->n_experts, sizeof(float));
     w->step.weight = take(c, 1, d->top_k, sizeof(float));
     w->step.expert = take(c, 1, d->top_k, sizeof(int32_t));
-    w->step.source = take(c, 1, d->top_k, sizeof(int32_t));
-    w->step.px = take(c, d->top_k, d->d_model, act);
+    w->step.mla_raw = take(c, 1, d->d_latent + d->d_rope, act);
     w->step.rows = take(c, d->top_k + 1, d->d_model, act);
+    w->step.merging = take(c, (int64_t)g->size * (d->top_k + 1), d->d_model, act);
     w->step.hidden = take(c, 2, hidden, act);
 }
 
@@ -179,10 +179,15 @@ size_t lh_workspace_layout(lh_workspace *w, void *base, const lh_geometry *g)
     w->h = take(&c, n, d->d_model, g->act_bytes);
     w->conv_gather = take(&c, conv_rows, 1, sizeof(int32_t));
     w->conv_scatter = take(&c, conv_rows, 1, sizeof(int32_t));
-    w->zeros = take(&c, d->top_k, 1, sizeof(int32_t));
     w->last = take(&c, LH_LOGIT_ROWS, d->d_model, g->act_bytes);
     w->logits_part = take(&c, LH_LOGIT_ROWS, lh_range_size(g->vocab), sizeof(float));
     w->logits = take(&c, 1, d->n_vocab, sizeof(float));
+    w->slots = take(&c, d->top_k, 1, sizeof(int32_t));
+    w->input = take(&c, 1, 1, sizeof(lh_step_input));
+    w->state_at = take(&c, g->max_sessions, d->n_kda_layers, sizeof(void *));
+    w->latent_at = take(&c, g->max_sessions, d->n_mla_layers, sizeof(void *));
+    w->expert_at = take(&c, g->k->device->reads_host ? 0 : 3 * (int64_t)d->n_layers,
+                        lh_range_size(g->experts), sizeof(void *));
     w->router_bias =
         take(&c, g->k->device->reads_host ? 0 : d->n_layers, d->n_experts, sizeof(float));
 
@@ -236,7 +241,6 @@ size_t lh_host_layout(lh_host_space *h, void *base, const lh_geometry *g)
     h->tile_start = take(&c, g->max_segments + 1, 1, sizeof(int64_t));
     h->round_start = take(&c, g->max_segments + 1, 1, sizeof(int64_t));
     h->net = take(&c, lh_max64(g->max_segments, ones), 1, sizeof(int32_t));
-    h->slot_net = take(&c, d->top_k, 1, sizeof(int32_t));
     h->unit_start = take(&c, ones + 1, 1, sizeof(int64_t));
     h->runs = take(&c, 2 * (int64_t)g->size, 1, sizeof(lh_run));
     h->send_bytes = take(&c, g->size, 1, sizeof(size_t));

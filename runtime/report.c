@@ -24,6 +24,7 @@ static const char *const names[LH_N_PHASES] = {
     [LH_PHASE_COMBINE] = "combine",
     [LH_PHASE_HEAD] = "head",
     [LH_PHASE_SAMPLE] = "sample",
+    [LH_PHASE_STEP] = "decode",
 };
 
 void lh_enter(lh_engine *e, lh_phase_id phase, int layer)

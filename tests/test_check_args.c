@@ -7,7 +7,7 @@ static void *const p = memory;
 static const int64_t starts[] = {0, 2, 2, 3}, falling[] = {0, 3, 2, 3}, late[] = {1, 2, 2, 3};
 static const int64_t positions[] = {5, 7}, overlapping[] = {5, 6}, negative[] = {-1, 5};
 static const int64_t runs[] = {0, 2, 3}, runs_off[] = {0, 1, 3}, runs_over[] = {0, 4, 3};
-static const int64_t n_keys[] = {1, 2, 3}, no_keys[] = {1, 0, 3};
+static const int64_t n_keys[] = {1, 2, 3};
 static const lh_bf16 *const nets[] = {(void *)memory, (void *)memory}, *const no_net[2];
 static const int32_t net[] = {0, 1, 1}, net_over[] = {0, 2, 1}, net_under[] = {-1, 0, 1};
 static const lh_tiles tiles = {3, starts};
@@ -78,6 +78,14 @@ static void test_rows(void)
         NO_ROWS(latent, n_rows);
         BAD(latent, d_rope, -1);
         BAD(latent, d_rope, INT32_MAX);
+    }
+    {
+        GOOD(moe_step, .y = p, .x = p, .expert = p, .w_gate = p, .w_up = p, .w_down = p,
+             .n_nets = 2, .n_seq = 3, .d = 8, .d_hidden = 4, .top_k = 2, .work = p);
+        NO_ROWS(moe_step, n_seq);
+        BAD(moe_step, expert, NULL);
+        BAD(moe_step, top_k, LH_MAX_TOP_K + 1);
+        BAD(moe_step, first_expert, -1);
     }
     {
         GOOD(gather, .y = p, .x = p, .index = p, .n_rows = 3, .width = 4);
@@ -182,10 +190,12 @@ static void test_mla(void)
         BAD(mla_prefill, work, memory + 1);
     }
     {
-        GOOD(mla_decode, .o = p, .q = p, .latent = p, .n_keys = n_keys, .w_kvb = p, .n_seq = 3,
-             .n_heads = 2, .d_nope = 4, .d_rope = 2, .d_v = 4, .d_latent = 8, .work = p);
+        GOOD(mla_decode, .o = p, .q = p, .latent = p, .n_keys = n_keys, .max_keys = 9, .w_kvb = p,
+             .n_seq = 3, .n_heads = 2, .d_nope = 4, .d_rope = 2, .d_v = 4, .d_latent = 8,
+             .work = p);
         NO_ROWS(mla_decode, n_seq);
-        BAD(mla_decode, n_keys, no_keys);
+        BAD(mla_decode, n_keys, NULL);
+        BAD(mla_decode, max_keys, 0);
         BAD(mla_decode, d_rope, -1);
     }
 }

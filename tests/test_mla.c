@@ -250,6 +250,7 @@ static void decode(float *o, const problem *p, int n_threads, int n_seq, const i
                             .q = q,
                             .latent = latent,
                             .n_keys = n_keys,
+                            .max_keys = longest,
                             .w_kvb = p->w + (int64_t)head * (d->d_nope + d->d_v) * d->d_latent,
                             .n_seq = n_seq,
                             .n_heads = n_heads,

@@ -109,6 +109,7 @@ lh_status lh_cpu_mla_prefill(lh_stream *s, const lh_mla_prefill_args *a);
 lh_status lh_cpu_mla_decode(lh_stream *s, const lh_mla_decode_args *a);
 lh_status lh_cpu_router(lh_stream *s, const lh_router_args *a);
 lh_status lh_cpu_ffn(lh_stream *s, const lh_ffn_args *a);
+lh_status lh_cpu_moe_step(lh_stream *s, const lh_moe_step_args *a);
 lh_status lh_cpu_gather(lh_stream *s, const lh_gather_args *a);
 lh_status lh_cpu_combine(lh_stream *s, const lh_combine_args *a);
 

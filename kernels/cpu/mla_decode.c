@@ -242,7 +242,6 @@ static void finish(void *ctx, int64_t item, float *latent)
 lh_status lh_cpu_mla_decode(lh_stream *s, const lh_mla_decode_args *a)
 {
     pass p = {.a = a};
-    int64_t longest = 0;
 
     LH_TRY(lh_check_mla_decode(a));
     LH_REQUIRE(a->d_latent <= LH_CPU_SCRATCH, LH_ERR_UNSUPPORTED,
@@ -252,8 +251,10 @@ lh_status lh_cpu_mla_decode(lh_stream *s, const lh_mla_decode_args *a)
     if (a->n_seq == 0)
         return LH_OK;
     for (int64_t i = 0; i < a->n_seq; i++)
-        longest = lh_max64(longest, a->n_keys[i]);
-    layout(&p.w, a->work, a->n_seq, longest, a->n_heads, a->d_latent, a->d_rope);
+        LH_REQUIRE(a->n_keys[i] >= 1 && a->n_keys[i] <= a->max_keys, LH_ERR_INVALID,
+                   "mla_decode: n_keys[%lld] is %lld, expected 1 to %lld", (long long)i,
+                   (long long)a->n_keys[i], (long long)a->max_keys);
+    layout(&p.w, a->work, a->n_seq, a->max_keys, a->n_heads, a->d_latent, a->d_rope);
     p.w.first[0] = 0;
     for (int64_t i = 0; i < a->n_seq; i++)
         p.w.first[i + 1] = p.w.first[i] + ranges_of(a->n_keys[i]);

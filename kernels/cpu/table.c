@@ -19,6 +19,7 @@ const lh_kernels lh_kernels_cpu = {
     .mla_decode = lh_cpu_mla_decode,
     .router = lh_cpu_router,
     .ffn = lh_cpu_ffn,
+    .moe_step = lh_cpu_moe_step,
     .gather = lh_cpu_gather,
     .combine = lh_cpu_combine,
     .kda_work_bytes = lh_cpu_kda_work_bytes,
