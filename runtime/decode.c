@@ -96,8 +96,12 @@ lh_status lh_decode(lh_engine *e, const lh_step_item *item)
     LH_TRY(e->k->device->upload(e->s, e->ws.input, &input, sizeof input));
     if (r->ran && e->k->device->record_begin && !r->steps)
         LH_TRY(record_step(e, s, r));
-    lh_enter(e, LH_PHASE_STEP, -1);
-    LH_TRY(r->steps ? e->k->device->replay(e->s, r->steps) : run_step(e, s));
+    if (r->steps) {
+        lh_enter(e, LH_PHASE_STEP, -1);
+        LH_TRY(e->k->device->replay(e->s, r->steps));
+    } else {
+        LH_TRY(run_step(e, s));
+    }
     r->ran = 1;
     s->position++;
     if (item->n_logits == 0)
