@@ -388,17 +388,13 @@ static lh_status list_ignored(char ***out, json_t *config)
     return LH_OK;
 }
 
-lh_status lh_config_read(lh_dims *out, const char *model_dir, char ***ignored_out)
+static lh_status read_config(lh_dims *out, const char *path, const char *model_dir,
+                             char ***ignored_out)
 {
     lh_status st = LH_OK;
     json_t *config = NULL;
     lh_dims d = {0};
-    char path[4096];
-    int length = snprintf(path, sizeof path, "%s/config.json", model_dir);
 
-    /* Longer names follow: generation_config.json. */
-    LH_REQUIRE(length > 0 && length < (int)sizeof path - 64, LH_ERR_USAGE,
-               "model directory: the name is longer than %d bytes", (int)sizeof path - 64);
     LH_TRY(lh_json_read(&config, path, MAX_CONFIG_BYTES));
     LH_TRY_OUT(read_all(&d, config, path, model_dir));
     if (ignored_out)
@@ -407,4 +403,28 @@ lh_status lh_config_read(lh_dims *out, const char *model_dir, char ***ignored_ou
 out:
     json_decref(config);
     return st;
+}
+
+lh_status lh_config_read(lh_dims *out, const char *model_dir, char ***ignored_out)
+{
+    char path[4096];
+    int length = snprintf(path, sizeof path, "%s/config.json", model_dir);
+
+    /* Longer names follow: generation_config.json. */
+    LH_REQUIRE(length > 0 && length < (int)sizeof path - 64, LH_ERR_USAGE,
+               "model directory: the name is longer than %d bytes", (int)sizeof path - 64);
+    return read_config(out, path, model_dir, ignored_out);
+}
+
+lh_status lh_config_read_file(lh_dims *out, const char *path)
+{
+    char dir[4096];
+    int length = snprintf(dir, sizeof dir, "%s", path);
+
+    LH_REQUIRE(length > 0 && length < (int)sizeof dir - 64, LH_ERR_USAGE,
+               "the config's name is longer than %d bytes", (int)sizeof dir - 64);
+    char *slash = strrchr(dir, '/');
+    if (slash)
+        slash[slash == dir] = '\0';
+    return read_config(out, path, slash ? dir : ".", NULL);
 }

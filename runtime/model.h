@@ -90,6 +90,9 @@ typedef struct lh_weights {
  */
 lh_status lh_config_read(lh_dims *out, const char *model_dir, char ***ignored_out);
 
+/* The same of a file of any name, with the generation_config.json beside it. */
+lh_status lh_config_read_file(lh_dims *out, const char *path);
+
 /* What the public interface tells about a model. weight_bytes and n_parameters are those of the
  * published layout. */
 void lh_model_info_fill(lh_model_info *out, const lh_dims *d);

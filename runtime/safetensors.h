@@ -47,6 +47,14 @@ size_t lh_safetensors_file_bytes(const lh_safetensors *f);
  * name first, then renamed. */
 lh_status lh_safetensors_write(const char *path, const lh_st_tensor *tensors, int n);
 
+/* Makes n bytes of a file's tensors, from byte `begin` of all of them in a row. */
+typedef lh_status (*lh_st_source)(void *user, void *out, size_t begin, size_t n);
+
+/* The same for tensors that are nowhere yet: their bytes are asked for in rising order, in pieces
+ * of at most 64 MiB. */
+lh_status lh_safetensors_stream(const char *path, const lh_st_tensor *tensors, int n,
+                                lh_st_source source, void *user);
+
 #ifdef __cplusplus
 }
 #endif
