@@ -107,5 +107,6 @@ lh_status lh_decode(lh_engine *e, const lh_step_item *item)
     if (item->n_logits == 0)
         return e->k->device->sync(e->s);
     lh_enter(e, LH_PHASE_HEAD, -1);
-    return lh_logits(e, e->ws.x, 1, -1, item->logits);
+    LH_TRY(lh_logits(e, e->ws.x, 1, -1, item->logits));
+    return lh_logits_done(e, item, s->position - 1, 0, 1);
 }

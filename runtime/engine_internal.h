@@ -18,7 +18,6 @@
 #include "runtime/model.h"
 
 #define LH_MAX_RANKS 4096
-#define LH_LOGIT_ROWS 16 /* positions whose logits are computed together */
 
 /* ---------------------------------------------------------------- geometry */
 
@@ -267,6 +266,8 @@ struct lh_engine {
     lh_block block;
     lh_phase_clock clock;
     lh_observer observer;
+    lh_take_logits take; /* during lh_step_groups, else NULL */
+    void *take_user;
     int allow_nonfinite, by_runs;
     void (*progress)(void *user, const lh_progress *p);
     void *user;
@@ -279,6 +280,17 @@ void lh_enter(lh_engine *e, lh_phase_id phase, int layer);
 /* One turn of at least two tokens, and one token. Logits as in lh_step_item. */
 lh_status lh_prefill(lh_engine *e, const lh_step_item *item);
 lh_status lh_decode(lh_engine *e, const lh_step_item *item);
+
+/* Where the logits of position `at` of the n_logits wanted go. */
+static inline float *lh_logits_at(const lh_engine *e, const lh_step_item *item, int64_t at)
+{
+    return item->logits + (e->take ? 0 : at * e->d.n_vocab);
+}
+
+/* After the logits of tokens first .. first + n - 1 of the turn that began at `turn`: with e->take
+ * checks that they are finite, and hands them on. */
+lh_status lh_logits_done(lh_engine *e, const lh_step_item *item, int64_t turn, int64_t first,
+                         int64_t n);
 
 /* The attention half of layer l: x += attention(norm(x)). `at` counts the layers of this kind. */
 lh_status lh_kda_prefill(lh_engine *e, int l, int at);

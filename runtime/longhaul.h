@@ -145,6 +145,16 @@ typedef struct lh_step_item {
 
 lh_status lh_step(lh_engine *e, const lh_step_item *items, int n_items);
 
+/*
+ * A step of one item whose logits are handed on group by group, oldest first, in place of being
+ * kept: `take` gets those after tokens first .. first + n - 1 of the turn, n at most LH_LOGIT_ROWS.
+ * item->logits is [LH_LOGIT_ROWS, n_vocab] here, overwritten by each group. Called on every rank; a
+ * failure of take ends the step. Collective.
+ */
+#define LH_LOGIT_ROWS 16
+typedef lh_status (*lh_take_logits)(void *user, int64_t first, int64_t n, const float *logits);
+lh_status lh_step_groups(lh_engine *e, const lh_step_item *item, lh_take_logits take, void *user);
+
 /* --------------------------------------------------------------- tokenizer */
 
 /*

@@ -95,7 +95,8 @@ static lh_status block_logits(lh_engine *e, const lh_step_item *item)
         for (int64_t t = lh_max64(run->token, first); t < end; t += LH_LOGIT_ROWS) {
             int64_t n = lh_min64(LH_LOGIT_ROWS, end - t);
             const void *x = own ? lh_act(e, e->ws.x, (row + t - run->token) * e->d.d_model) : NULL;
-            LH_TRY(lh_logits(e, x, n, run->rank, item->logits + (t - first) * e->d.n_vocab));
+            LH_TRY(lh_logits(e, x, n, run->rank, lh_logits_at(e, item, t - first)));
+            LH_TRY(lh_logits_done(e, item, b->turn, t, n));
         }
         row += own ? run->n_tokens : 0;
     }

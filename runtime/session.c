@@ -98,18 +98,19 @@ static lh_status check_item(const lh_engine *e, const lh_step_item *item)
     return LH_OK;
 }
 
-static lh_status check_finite(const lh_engine *e, const lh_step_item *item)
+static lh_status check_finite(const lh_engine *e, const float *logits, int64_t n_rows,
+                              int64_t position)
 {
-    size_t n = (size_t)item->n_logits * (size_t)e->d.n_vocab;
+    size_t n = (size_t)n_rows * (size_t)e->d.n_vocab;
     int bad = 0;
 
     for (size_t i = 0; i < n;
          i++) /* the exponent of infinities and NaN is all ones: x - x is not 0 */
-        bad |= !(item->logits[i] - item->logits[i] == 0.0f);
+        bad |= !(logits[i] - logits[i] == 0.0f);
     LH_REQUIRE(
         !bad || e->allow_nonfinite, LH_ERR_DATA,
         "logits that are not finite after %lld tokens: the weights or the input are out of range",
-        (long long)item->session->position);
+        (long long)position);
     return LH_OK;
 }
 
@@ -117,6 +118,15 @@ static lh_status check_finite(const lh_engine *e, const lh_step_item *item)
 static lh_status alike(lh_engine *e, lh_status st)
 {
     return st == LH_OK ? LH_OK : lh_comm_agree(e->comm, st);
+}
+
+lh_status lh_logits_done(lh_engine *e, const lh_step_item *item, int64_t turn, int64_t first,
+                         int64_t n)
+{
+    if (!e->take)
+        return LH_OK;
+    LH_TRY(alike(e, check_finite(e, item->logits, n, turn + first + n)));
+    return e->take(e->take_user, first, n, item->logits);
 }
 
 static lh_status check_items(const lh_engine *e, const lh_step_item *items, int n_items)
@@ -136,8 +146,19 @@ lh_status lh_step(lh_engine *e, const lh_step_item *items, int n_items)
     LH_TRY(alike(e, check_items(e, items, n_items)));
     for (int i = 0; i < n_items; i++) {
         LH_TRY(items[i].n_tokens == 1 ? lh_decode(e, &items[i]) : lh_prefill(e, &items[i]));
-        LH_TRY(alike(e, check_finite(e, &items[i])));
+        if (!e->take)
+            LH_TRY(alike(e, check_finite(e, items[i].logits, items[i].n_logits,
+                                         items[i].session->position)));
     }
     lh_enter(e, LH_PHASE_NONE, -1);
     return LH_OK;
+}
+
+lh_status lh_step_groups(lh_engine *e, const lh_step_item *item, lh_take_logits take, void *user)
+{
+    e->take = take;
+    e->take_user = user;
+    lh_status st = lh_step(e, item, 1);
+    e->take = NULL;
+    return st;
 }
