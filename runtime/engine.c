@@ -25,16 +25,27 @@ static lh_status choose_backend(lh_engine *e, const lh_engine_opts *o)
     return LH_FAIL(LH_ERR_USAGE, "backend '%s': expected auto, cpu or cuda", name);
 }
 
+static int is_synthetic(const lh_engine_opts *o)
+{
+    return o->weights && strcmp(o->weights, "synthetic") == 0;
+}
+
 /* What must be alike on all ranks for their results to fit together. */
-static lh_status same_settings(lh_engine *e)
+static lh_status same_settings(lh_engine *e, const lh_engine_opts *o)
 {
     const lh_geometry *g = &e->g;
     const int64_t settings[] = {g->segment,      g->block,   g->context,
                                 g->max_sessions, g->by_runs, (int64_t)g->act_bytes};
+    struct {
+        uint64_t seed;
+        double skew;
+        int64_t is_synthetic;
+    } weights = {o->synth_seed, o->router_skew, is_synthetic(o)};
 
     lh_comm_at(e->comm, "set-up", -1);
     LH_TRY(lh_comm_same(e->comm, LH_VERSION, sizeof LH_VERSION, "version of longhaul"));
     LH_TRY(lh_comm_same(e->comm, &e->d, sizeof e->d, "config.json"));
+    LH_TRY(lh_comm_same(e->comm, &weights, sizeof weights, "weights (kind, seed, skew)"));
     return lh_comm_same(e->comm, settings, sizeof settings,
                         "settings (segment, block, context, sessions, types)");
 }
@@ -58,9 +69,6 @@ static lh_status allocate(lh_engine *e)
     size_t work = lh_workspace_layout(&none, NULL, g), host = lh_host_layout(&no_host, NULL, g);
     size_t comm = lh_communication_layout(&none, NULL, g);
 
-    size_t weights = e->k->device->reads_host ? 0 : lh_weight_arena_bytes(g), counted = 0;
-
-    LH_TRY(arena(e, &e->arena_weights, weights, &counted, "weights"));
     LH_TRY(arena(e, &e->arena_work, work, &used->workspace, "workspace"));
     LH_TRY(arena(e, &e->arena_comm, comm, &used->communication, "expert exchange"));
     LH_TRY(arena(e, &e->arena_kda, plan->kda_state, &used->kda_state, "KDA states"));
@@ -152,19 +160,41 @@ static void fill_constants(lh_engine *e)
         e->host.unit_start[i] = i;
 }
 
-static lh_status load_weights(lh_engine *e, const char *model_dir)
+/* From the maps to an arena on the device; the maps are not needed any more. */
+static lh_status upload(lh_engine *e)
 {
+    size_t counted = 0;
+
+    LH_TRY(arena(e, &e->arena_weights, lh_weight_arena_bytes(&e->g), &counted, "weights"));
+    LH_TRY(lh_weights_upload(e, e->w, &e->device_w));
+    e->w = e->device_w;
+    lh_checkpoint_close(e->checkpoint);
+    e->checkpoint = NULL;
+    return LH_OK;
+}
+
+static lh_status load_weights(lh_engine *e, const lh_engine_opts *o)
+{
+    int first = (int)e->g.experts.begin, end = (int)e->g.experts.end;
+    lh_synth_opts synth = {.seed = o->synth_seed,
+                           .router_skew = o->router_skew,
+                           .n_threads = e->g.n_threads,
+                           .progress = e->progress,
+                           .user = e->user};
+
     lh_enter(e, LH_PHASE_LOAD, -1);
-    LH_TRY(lh_checkpoint_open(&e->checkpoint, model_dir, &e->d));
-    LH_TRY(lh_checkpoint_bind(e->checkpoint, (int)e->g.experts.begin, (int)e->g.experts.end, &e->w,
-                              &e->used.weights_dense, &e->used.weights_experts, e->progress,
-                              e->user));
-    if (!e->k->device->reads_host) {
-        LH_TRY(lh_weights_upload(e, e->w, &e->device_w));
-        e->w = e->device_w;
-        lh_checkpoint_close(e->checkpoint);
-        e->checkpoint = NULL;
+    if (is_synthetic(o)) {
+        LH_TRY(lh_synth_bind(&e->synth, &e->d, &synth, e->k->device, e->s, first, end, &e->w,
+                             &e->used.weights_dense, &e->used.weights_experts));
+    } else {
+        LH_TRY(lh_checkpoint_open(&e->checkpoint, o->model_dir, &e->d));
+        LH_TRY(lh_checkpoint_bind(e->checkpoint, first, end, &e->w, &e->used.weights_dense,
+                                  &e->used.weights_experts, e->progress, e->user));
+        if (!e->k->device->reads_host)
+            LH_TRY(upload(e));
     }
+    if (!e->k->device->reads_host)
+        LH_TRY(lh_upload_expert_pointers(e));
     lh_enter(e, LH_PHASE_NONE, -1);
     return LH_OK;
 }
@@ -191,6 +221,8 @@ static lh_status check_plan(const lh_engine *e)
 
 static lh_status open_configured(lh_engine *e, const lh_engine_opts *o)
 {
+    LH_REQUIRE(!o->weights || is_synthetic(o) || strcmp(o->weights, "checkpoint") == 0,
+               LH_ERR_USAGE, "weights '%s': expected checkpoint or synthetic", o->weights);
     LH_TRY(choose_backend(e, o));
     LH_TRY(lh_config_read(&e->d, o->model_dir, NULL));
     lh_model_info_fill(&e->info, &e->d);
@@ -216,9 +248,9 @@ static lh_status open_allocated(lh_engine *e)
     return e->d.n_kda_layers > 0 ? make_conv_index(e) : LH_OK;
 }
 
-static lh_status open_loaded(lh_engine *e, const char *model_dir)
+static lh_status open_loaded(lh_engine *e, const lh_engine_opts *o)
 {
-    LH_TRY(load_weights(e, model_dir));
+    LH_TRY(load_weights(e, o));
     add_up_used(&e->used);
     return check_plan(e);
 }
@@ -241,9 +273,9 @@ lh_status lh_engine_open(lh_engine **out, const lh_engine_opts *o)
     lh_log_set_rank(e->comm->rank, e->comm->size);
     lh_comm_at(e->comm, "set-up", -1);
     LH_TRY_OUT(lh_comm_agree(e->comm, open_configured(e, o)));
-    LH_TRY_OUT(same_settings(e));
+    LH_TRY_OUT(same_settings(e, o));
     LH_TRY_OUT(lh_comm_agree(e->comm, open_allocated(e)));
-    LH_TRY_OUT(lh_comm_agree(e->comm, open_loaded(e, o->model_dir)));
+    LH_TRY_OUT(lh_comm_agree(e->comm, open_loaded(e, o)));
     LH_LOG_I("engine", "%s, %d ranks of %d threads, %zu MB planned here", e->k->name, e->comm->size,
              e->g.n_threads, e->plan.total >> 20);
     *out = e;
@@ -266,6 +298,7 @@ void lh_engine_close(lh_engine *e)
                           e->arena_kda,     e->arena_conv, e->arena_latent};
         for (size_t i = 0; i < sizeof arenas / sizeof *arenas; i++)
             device->release(e->s, arenas[i]);
+        lh_synth_close(e->synth);
         device->close(e->s);
     }
     lh_expert_destroy(e->expert);

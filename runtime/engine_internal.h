@@ -16,6 +16,7 @@
 #include "runtime/checkpoint.h"
 #include "runtime/longhaul.h"
 #include "runtime/model.h"
+#include "runtime/synth.h"
 
 #define LH_MAX_RANKS 4096
 
@@ -166,6 +167,9 @@ size_t lh_slot_latent_bytes(const lh_geometry *g);
 size_t lh_weight_arena_bytes(const lh_geometry *g);
 lh_status lh_weights_upload(lh_engine *e, const lh_weights *host, lh_weights **out);
 
+/* The pointers of e->w to this rank's experts, for operations that choose experts on the device. */
+lh_status lh_upload_expert_pointers(lh_engine *e);
+
 /* The plan of g's rank, weights included. */
 void lh_rank_plan_make(lh_rank_plan *out, const lh_geometry *g);
 
@@ -250,7 +254,8 @@ struct lh_engine {
     lh_dims d;
     lh_geometry g;
     lh_model_info info;
-    lh_checkpoint *checkpoint;
+    lh_checkpoint *checkpoint; /* or synth: what the weights are in */
+    lh_synth *synth;
     const lh_weights *w;
     lh_weights *device_w; /* pointers into arena_weights, on devices with memory of their own */
     lh_expert *expert;

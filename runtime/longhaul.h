@@ -52,8 +52,8 @@ lh_status lh_job_bcast(lh_job *j, void *buf, size_t bytes);
 /* ------------------------------------------------------------------ engine */
 
 typedef struct lh_progress {
-    const char *phase;   /* "load", "prefill" */
-    int64_t done, total; /* bytes of this rank for "load", tokens of the step for "prefill" */
+    const char *phase;   /* "load", "write", "prefill" */
+    int64_t done, total; /* tokens of the step for "prefill", else bytes of this rank */
     double seconds;      /* since the phase began */
 } lh_progress;
 
@@ -70,6 +70,10 @@ typedef struct lh_engine_opts {
     int allow_nonfinite;    /* go on when logits are not finite */
     int deterministic;      /* same bits on any ranks, block and batch; the CPU always is */
     int debug_by_runs;      /* validation: the CPU carries KDA states by runs, as GPUs by default */
+    const char *weights;    /* "checkpoint", "synthetic": random values, for which config.json is
+                               all that is read; NULL is "checkpoint" */
+    uint64_t synth_seed;    /* of synthetic weights; see lh_synth_opts */
+    double router_skew;
     void (*progress)(void *user, const lh_progress *p); /* may be NULL; called on every rank */
     void *user;
 } lh_engine_opts;
@@ -344,6 +348,28 @@ typedef struct lh_inspection {
 lh_status lh_inspect(lh_inspection **out, const char *model_dir, int verify,
                      void (*progress)(void *user, const lh_progress *p), void *user);
 void lh_inspection_free(lh_inspection *i); /* accepts NULL */
+
+/* A checkpoint of random values: the same bits for a seed and a config.json, on any machine. */
+typedef struct lh_synth_opts {
+    uint64_t seed;
+    /* Spread of the router's bias over experts, as a multiple of the spread that the scores have
+     * over tokens. 0: experts are chosen about alike; 1: half of the variance is the expert's own;
+     * 4 and more: nearly always the same experts. Which ones are favoured is random, in each layer
+     * anew. */
+    double router_skew;
+    int n_threads; /* >= 1 */
+    int n_shards;  /* files of weights; 0: as many as keep each below 5 GB */
+    void (*progress)(void *user, const lh_progress *p); /* may be NULL */
+    void *user;
+} lh_synth_opts;
+
+/*
+ * Writes a checkpoint directory in the published layout: `config_path` as config.json, the
+ * tokenizer's files and generation_config.json where they lie beside it, shards and their index.
+ * Memory is bounded. Into a directory OUT.PID.tmp first, then renamed. LH_ERR_USAGE: out_dir exists
+ * and is not an empty directory, or n_shards is more than the tensors. Not collective.
+ */
+lh_status lh_synth_write(const char *config_path, const char *out_dir, const lh_synth_opts *o);
 
 #ifdef __cplusplus
 }

@@ -85,8 +85,9 @@ static lh_status make_struct(lh_weights **out, const lh_dims *d)
 }
 
 /* The pointers to this rank's experts, for operations that choose experts on the device. */
-static lh_status upload_expert_pointers(lh_engine *e, const lh_weights *w)
+lh_status lh_upload_expert_pointers(lh_engine *e)
 {
+    const lh_weights *w = e->w;
     int64_t own = lh_range_size(e->g.experts), first = e->g.experts.begin;
 
     for (int l = e->d.n_dense_layers; l < e->d.n_layers; l++) {
@@ -130,7 +131,6 @@ lh_status lh_weights_upload(lh_engine *e, const lh_weights *host, lh_weights **o
         if (e->progress)
             e->progress(e->user, &p);
     }
-    LH_TRY(upload_expert_pointers(e, w));
     LH_TRY(device->sync(e->s));
     p.seconds = lh_log_seconds() - start;
     LH_LOG_I("load", "%.1f GB to the device in %.1f s, %.2f GB/s", (double)p.total * 1e-9,
