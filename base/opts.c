@@ -72,6 +72,11 @@ static int takes(lh_command c, lh_opt_id id)
                             : (defs[id].commands >> c & 1u) != 0;
 }
 
+int lh_opt_applies(const lh_opts *o, lh_opt_id id)
+{
+    return takes(o->command, id);
+}
+
 /* Levenshtein's distance of a to b, both cut to MAX_NAME. */
 static int distance(const char *a, size_t len, const char *b)
 {
@@ -267,16 +272,26 @@ static lh_status read_variable(lh_opts *o, const char *entry)
 {
     const char *eq = strchr(entry, '=');
     size_t len = eq ? (size_t)(eq - entry) : strlen(entry);
+    int n_found = 0, found = 0;
+    char name[MAX_NAME];
     nearest best = {0};
 
     for (int i = 0; i < LH_N_OPTS; i++) {
-        char name[MAX_NAME];
         if (!has_variable((lh_opt_id)i))
             continue;
         variable_name((lh_opt_id)i, name);
-        if (eq && strlen(name) == len && memcmp(name, entry, len) == 0)
-            return set_value(o, (lh_opt_id)i, LH_FROM_ENVIRONMENT, name, eq + 1);
         nearest_offer(&best, entry, len, name);
+        if (!eq || strlen(name) != len || memcmp(name, entry, len) != 0)
+            continue;
+        if (n_found == 0 || takes(o->command, (lh_opt_id)i))
+            found = i;
+        n_found++;
+    }
+    if (n_found > 1 && !takes(o->command, (lh_opt_id)found))
+        return LH_OK; /* which option of another command is meant does not matter */
+    if (n_found > 0) {
+        variable_name((lh_opt_id)found, name);
+        return set_value(o, (lh_opt_id)found, LH_FROM_ENVIRONMENT, name, eq + 1);
     }
     return LH_FAIL(LH_ERR_USAGE, "unknown variable %.*s, nearest is %s", (int)len, entry,
                    best.name);
@@ -298,20 +313,23 @@ static lh_status find_command(lh_opts *o, const char *word)
 
 static lh_status find_option(const lh_opts *o, const char *flag, size_t len, lh_opt_id *out)
 {
+    const char *other = NULL; /* a command's that has it */
     nearest best = {0};
 
     for (int i = 0; i < LH_N_OPTS; i++) {
-        int mine = takes(o->command, (lh_opt_id)i);
-        if (strlen(defs[i].flag) == len && memcmp(defs[i].flag, flag, len) == 0) {
-            LH_REQUIRE(mine, LH_ERR_USAGE, "--%s is not an option of %s", defs[i].flag,
-                       o->command == LH_CMD_NONE ? "the program: a command comes first"
-                                                 : commands[o->command].name);
-            *out = (lh_opt_id)i;
-            return LH_OK;
+        int same = strlen(defs[i].flag) == len && memcmp(defs[i].flag, flag, len) == 0;
+        if (!takes(o->command, (lh_opt_id)i)) {
+            other = same ? defs[i].flag : other;
+            continue;
         }
-        if (mine)
-            nearest_offer(&best, flag, len, defs[i].flag);
+        *out = (lh_opt_id)i;
+        if (same)
+            return LH_OK;
+        nearest_offer(&best, flag, len, defs[i].flag);
     }
+    LH_REQUIRE(!other, LH_ERR_USAGE, "--%s is not an option of %s", other,
+               o->command == LH_CMD_NONE ? "the program: a command comes first"
+                                         : commands[o->command].name);
     return LH_FAIL(LH_ERR_USAGE, "unknown option --%.*s, nearest is --%s", (int)len, flag,
                    best.name);
 }

@@ -4,7 +4,8 @@
  * default, and remembers which. The environment is read here and nowhere else but launch/rank.c.
  *
  * A variable is the flag in capitals after LH_: --peer-timeout is LH_PEER_TIMEOUT. A variable of
- * another command's option is accepted and has no effect; an unknown LH_ variable is an error.
+ * another command's option is accepted and has no effect; an unknown LH_ variable is an error. Two
+ * commands may have options of one name and different types.
  */
 #ifndef LH_BASE_OPTS_H
 #define LH_BASE_OPTS_H
@@ -27,6 +28,9 @@ extern "C" {
     X(TOKENIZE, "tokenize", "text to token ids, and back")                                         \
     X(INSPECT, "inspect", "what is in a checkpoint, and whether it is whole")                      \
     X(PLAN, "plan", "memory of every rank and messages of every layer, from config.json")          \
+    X(SCORE, "score", "negative log-likelihood of a text, token by token")                         \
+    X(BENCH, "bench", "speed of this machine on this model: prefill and decode")                   \
+    X(SYNTH, "synth", "write a checkpoint of random weights for a config")                         \
     X(INFO, "info", "version, build, settings with their origin")
 
 typedef enum lh_command {
@@ -51,7 +55,8 @@ typedef enum lh_opt_type {
 /* Commands that take an option. */
 #define LH_C(id) (1u << LH_CMD_##id)
 #define LH_C_ALL (~0u)
-#define LH_C_RUN (LH_C(GENERATE) | LH_C(NEEDLE) | LH_C(LOGITS))
+#define LH_C_RUN (LH_C(GENERATE) | LH_C(NEEDLE) | LH_C(LOGITS) | LH_C(SCORE) | LH_C(BENCH))
+#define LH_C_SYNTH (LH_C(SYNTH) | LH_C(BENCH) | LH_C(LOGITS)) /* synthetic weights */
 
 /* id, flag, type, least, most, default, commands, argument, help. A default in parentheses is said
  * in words: the value is then 0, NULL or empty, and the command knows what to do. */
@@ -84,16 +89,29 @@ typedef enum lh_opt_type {
     X(TRIALS, "trials", INT, 1, 1 << 20, "1", LH_C(NEEDLE), "N",                                   \
       "questions for each length and depth")                                                       \
     X(SVG, "svg", TEXT, 0, 0, "(none)", LH_C(NEEDLE), "FILE", "draw the recall as a heat map")     \
-    X(SEED, "seed", INT, 0, INT64_MAX, "0", LH_C(GENERATE) | LH_C(NEEDLE), "N",                    \
+    X(SEED, "seed", INT, 0, INT64_MAX, "0", LH_C(GENERATE) | LH_C(NEEDLE) | LH_C_SYNTH, "N",       \
       "of everything random")                                                                      \
-    X(TOKENS, "tokens", TEXT, 0, 0, "(standard input)", LH_C(LOGITS), "FILE",                      \
+    X(TOKENS, "tokens", TEXT, 0, 0, "(standard input)", LH_C(LOGITS) | LH_C(SCORE), "FILE",        \
       "JSON array of token ids")                                                                   \
     X(LAST, "last", SIZE, 1, 1 << 30, "1", LH_C(LOGITS), "N", "logits of the last N positions")    \
     X(GREEDY, "greedy", SIZE, 0, 1 << 30, "0", LH_C(LOGITS), "N",                                  \
       "then N greedy tokens, whatever they are")                                                   \
-    X(OUT, "out", TEXT, 0, 0, "(none)", LH_C(LOGITS), "FILE",                                      \
-      "safetensors: logits [last, vocab] f32, greedy [N] i64")                                     \
-    X(FILE, "file", TEXT, 0, 0, "(standard input)", LH_C(TOKENIZE), "FILE", "what to read")        \
+    X(OUT, "out", TEXT, 0, 0, "(none)", LH_C(LOGITS) | LH_C(SYNTH), "PATH",                        \
+      "logits: safetensors of logits [last, vocab] f32, greedy [N] i64; synth: a new directory")   \
+    X(CONFIG, "config", TEXT, 0, 0, "(none)", LH_C(SYNTH), "FILE", "the model's config.json")      \
+    X(SHARDS, "shards", INT, 1, 4096, "(of at most 5 GB)", LH_C(SYNTH), "N", "files of weights")   \
+    X(WEIGHTS, "weights", CHOICE, 0, 0, "checkpoint", LH_C(BENCH) | LH_C(LOGITS),                  \
+      "checkpoint|synthetic", "synthetic: random, config.json is all that is read")                \
+    X(ROUTER_SKEW, "router-skew", REAL, 0, 100, "0", LH_C_SYNTH, "X",                              \
+      "of synthetic weights: 0 loads experts alike, 1 favours some, 4 uses few")                   \
+    X(PREFILL, "prefill", SIZES, 2, 1 << 30, "1k,4k", LH_C(BENCH), "TOKENS,..",                    \
+      "lengths of prompts")                                                                        \
+    X(DECODE_AT, "decode", SIZES, 2, 1 << 30, "1k,4k", LH_C(BENCH), "TOKENS,..",                   \
+      "lengths of contexts after which tokens are decoded")                                        \
+    X(REPEAT, "repeat", INT, 1, 1000, "5", LH_C(BENCH), "N", "measurements of each length")        \
+    X(CSV, "csv", TEXT, 0, 0, "(none)", LH_C(BENCH), "FILE", "the tables as CSV")                  \
+    X(FILE, "file", TEXT, 0, 0, "(standard input)", LH_C(TOKENIZE) | LH_C(SCORE), "FILE",          \
+      "what to read")                                                                              \
     X(DECODE, "decode", FLAG, 0, 1, "0", LH_C(TOKENIZE), "", "JSON array of ids to text")          \
     X(LINES, "lines", FLAG, 0, 1, "0", LH_C(TOKENIZE), "",                                         \
       "one JSON value a line in, one a line out")                                                  \
@@ -105,8 +123,8 @@ typedef enum lh_opt_type {
       "also add up every node's memory")                                                           \
     X(MEMORY, "memory", SIZE, 1, INT64_MAX, "(unknown)", LH_C(PLAN), "BYTES",                      \
       "memory of each rank: does it fit?")                                                         \
-    X(BATCH, "batch", INT, 1, 65536, "(plan 1, generate 8)", LH_C(PLAN) | LH_C(GENERATE), "N",     \
-      "sequences at once")                                                                         \
+    X(BATCH, "batch", INT, 1, 65536, "(generate 8, else 1)",                                       \
+      LH_C(PLAN) | LH_C(GENERATE) | LH_C(BENCH), "N", "sequences at once")                         \
     X(MODEL, "model", TEXT, 0, 0, "(the demonstration checkpoint)", LH_C_ALL, "DIR",               \
       "checkpoint directory")                                                                      \
     X(BACKEND, "backend", CHOICE, 0, 0, "auto", LH_C_ALL, "auto|cpu|cuda", "where to compute")     \
@@ -191,6 +209,9 @@ static inline int lh_opt_given(const lh_opts *o, lh_opt_id id)
 {
     return o->values[id].origin != LH_FROM_DEFAULT;
 }
+
+/* 1: the command has this option. */
+int lh_opt_applies(const lh_opts *o, lh_opt_id id);
 
 const char *lh_command_name(lh_command c); /* "" for LH_CMD_NONE */
 const char *lh_opt_flag(lh_opt_id id);     /* "peer-timeout" */

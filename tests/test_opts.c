@@ -107,7 +107,26 @@ static void test_bad_numbers(void)
     }
 }
 
-/* Every option has a unique flag, a valid default, and a variable that is accepted. */
+/* Two commands have an option of one name. */
+static void test_shared_name(void)
+{
+    CHECK_OK(parse("bench --decode 1k,2k", NULL));
+    CHECK_EQ(o.values[LH_OPT_DECODE_AT].items.sizes[1], 2048);
+    CHECK_EQ(lh_opt_number(&o, LH_OPT_DECODE), 0);
+    CHECK_OK(parse("tokenize --decode", NULL));
+    CHECK_EQ(lh_opt_number(&o, LH_OPT_DECODE), 1);
+    CHECK(lh_opt_applies(&o, LH_OPT_DECODE) && !lh_opt_applies(&o, LH_OPT_DECODE_AT));
+    CHECK_OK(parse("bench", "LH_DECODE=300"));
+    CHECK_EQ(o.values[LH_OPT_DECODE_AT].items.sizes[0], 300);
+    CHECK_OK(parse("tokenize", "LH_DECODE=1"));
+    CHECK_EQ(lh_opt_number(&o, LH_OPT_DECODE), 1);
+    CHECK_OK(parse("generate", "LH_DECODE=300")); /* somebody else's */
+    fails("generate --decode", NULL, "--decode is not an option of generate");
+    fails("tokenize", "LH_DECODE=300", "LH_DECODE: '300', expected 0 or 1");
+}
+
+/* Every option has a flag that no other of its command has, a valid default, and a variable that is
+ * accepted. */
 static void test_table(void)
 {
     CHECK_OK(parse("info", NULL));
@@ -116,7 +135,11 @@ static void test_table(void)
         lh_opt_show(&o, (lh_opt_id)i, shown, sizeof shown);
         CHECK(shown[0]);
         for (int j = 0; j < i; j++)
-            CHECK(strcmp(lh_opt_flag((lh_opt_id)i), lh_opt_flag((lh_opt_id)j)) != 0);
+            for (int c = 0; c < LH_N_COMMANDS; c++) {
+                o.command = (lh_command)c;
+                CHECK(strcmp(lh_opt_flag((lh_opt_id)i), lh_opt_flag((lh_opt_id)j)) != 0 ||
+                      !lh_opt_applies(&o, (lh_opt_id)i) || !lh_opt_applies(&o, (lh_opt_id)j));
+            }
     }
     CHECK_OK(parse("--help", NULL));
     CHECK_EQ(o.command, LH_CMD_NONE);
@@ -132,6 +155,7 @@ int main(int argc, char **argv)
     RUN(test_origin);
     RUN(test_usage);
     RUN(test_bad_numbers);
+    RUN(test_shared_name);
     RUN(test_table);
     return check_done();
 }
