@@ -152,6 +152,29 @@ TEXT
     same batch
 }
 
+random_weights()
+{
+    local config=$sources/tests/golden/beta/config.json ranks
+    gives '1,324,378 parameters' 1 synth --config "$config" --out "$work/synth" --shards 2 --seed 5
+    fails 64 'nothing is overwritten' synth --config "$config" --out "$work/synth"
+    fails 64 '--config' synth --out "$work/other"
+    fails 66 'cannot be written' synth --config "$config" --out "$work/none/x"
+    gives 'position 7' 3 logits --model "$work/synth" --tokens "$work/ids" --quiet
+    same random
+    for ranks in 1 3; do
+        gives 'position 7' $ranks logits --model "$sources/tests/golden/beta" --weights synthetic \
+            --seed 5 --tokens "$work/ids" --quiet
+        same random
+        gives 'VALID' $ranks bench --model "$sources/tests/golden/beta" --weights synthetic --quiet \
+            --prefill 2,300 --decode 130 --batch 2 --repeat 2 --segment 64 --csv "$work/bench.csv"
+        gives 'perplexity' $ranks score --file "$work/question" --quiet
+        same score
+    done
+    fails 64 'at most one' score --file x --tokens y
+    fails 65 'expected 2' score --file "$work/empty"
+    gives '"perplexity"' 1 score --tokens "$work/ids" --json - --quiet
+}
+
 others()
 {
     "$program" tokenize --file "$work/question" >"$work/ids.json"
@@ -178,6 +201,7 @@ others()
 usage
 bad_input
 results
+random_weights
 others
 echo "$tests tests, $failed failed"
 [ "$failed" -eq 0 ]

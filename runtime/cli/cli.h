@@ -21,7 +21,7 @@ typedef struct lh_cli {
     char model_dir[4096];
     lh_job *job;             /* NULL in commands of rank 0 alone */
     lh_tokenizer *tokenizer; /* lh_cli_open_model */
-    lh_model_info model;     /* lh_cli_open_model */
+    lh_model_info model;     /* lh_cli_open_config */
     lh_engine *engine;       /* lh_cli_open_engine */
     double progress_shown;   /* second of the last line of progress */
 } lh_cli;
@@ -34,6 +34,12 @@ lh_status lh_cli_tokenize(lh_cli *c);
 lh_status lh_cli_inspect(lh_cli *c);
 lh_status lh_cli_plan(lh_cli *c);
 lh_status lh_cli_info(lh_cli *c);
+lh_status lh_cli_score(lh_cli *c);
+lh_status lh_cli_bench(lh_cli *c);
+lh_status lh_cli_synth(lh_cli *c);
+
+/* The commit that was built, for reports; made by the build. */
+extern const char lh_build_commit[];
 
 /* ------------------------------------------------------------------- setup */
 
@@ -41,7 +47,10 @@ lh_status lh_cli_info(lh_cli *c);
  * LH_ERR_OPEN: no such directory. */
 lh_status lh_cli_find_model(lh_cli *c);
 
-/* The model's directory, facts and tokenizer, on every rank. Collective. */
+/* The model's directory and facts, on every rank. Collective. */
+lh_status lh_cli_open_config(lh_cli *c);
+
+/* The same, and the tokenizer. Collective. */
 lh_status lh_cli_open_model(lh_cli *c);
 
 /* The context of a run that needs `wanted` tokens: --context, else that, at most the model's. */
@@ -75,8 +84,8 @@ lh_status lh_cli_share(lh_cli *c, lh_status mine, char **text, size_t *n_bytes);
 lh_status lh_cli_parse_ids(const char *text, size_t n_bytes, int64_t n_vocab, const char *where,
                            int32_t **ids, int64_t *n_ids);
 
-/* Fails early, on all ranks, when --json, --svg, --out or --profile cannot be written. Collective.
- */
+/* Fails early, on all ranks, when --json, --svg, --out, --csv or --profile cannot be written.
+ * Collective. */
 lh_status lh_cli_check_outputs(lh_cli *c);
 
 /* Rank 0 writes bytes to standard output, at once; nothing on the others. */

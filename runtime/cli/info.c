@@ -28,9 +28,10 @@ static json_t *make_json(const lh_cli *c)
                                    json_pack("{s:s,s:s}", "value", value, "origin",
                                              lh_opt_origin_name(c->opts->values[i].origin)));
     }
-    json_t *json = json_pack("{s:s,s:s,s:s,s:s,s:i,s:s,s:o}", "version", LH_VERSION, "compiler",
-                             COMPILER, "vectors", VECTORS, "digest", "SHA-256", "threads",
-                             c->n_threads, "launcher", c->rank.launcher, "settings", settings);
+    json_t *json =
+        json_pack("{s:s,s:s,s:s,s:s,s:s,s:i,s:s,s:o}", "version", LH_VERSION, "commit",
+                  lh_build_commit, "compiler", COMPILER, "vectors", VECTORS, "digest", "SHA-256",
+                  "threads", c->n_threads, "launcher", c->rank.launcher, "settings", settings);
     if (bad) {
         json_decref(json);
         json = NULL;
@@ -55,7 +56,7 @@ lh_status lh_cli_info(lh_cli *c)
 {
     LH_TRY(lh_cli_check_outputs(c));
     if (!lh_cli_json_only(c)) {
-        LH_TRY(lh_cli_printf(c, "longhaul " LH_VERSION "\n"));
+        LH_TRY(lh_cli_printf(c, "longhaul " LH_VERSION ", commit %s\n", lh_build_commit));
         LH_TRY(lh_cli_printf(c, "built with   %s, for %s\n", COMPILER, VECTORS));
         LH_TRY(lh_cli_printf(c, "libraries    jansson %s\n", jansson_version_str()));
         LH_TRY(lh_cli_printf(c, "digests      SHA-256\n"));

@@ -146,7 +146,9 @@ static lh_status check_output(const lh_cli *c, lh_opt_id id)
         return LH_OK;
     LH_REQUIRE(*path && strlen(path) < sizeof dir, LH_ERR_USAGE,
                "--%s: an empty or too long file name", lh_opt_flag(id));
-    (void)snprintf(dir, sizeof dir, "%s", path);
+    int length = snprintf(dir, sizeof dir, "%s", path);
+    while (length > 1 && dir[length - 1] == '/')
+        dir[--length] = '\0'; /* a directory's name may end so */
     char *slash = strrchr(dir, '/');
     if (slash)
         slash[slash == dir] = '\0';
@@ -158,7 +160,8 @@ static lh_status check_output(const lh_cli *c, lh_opt_id id)
 
 lh_status lh_cli_check_outputs(lh_cli *c)
 {
-    static const lh_opt_id ids[] = {LH_OPT_JSON, LH_OPT_SVG, LH_OPT_OUT, LH_OPT_PROFILE};
+    static const lh_opt_id ids[] = {LH_OPT_JSON, LH_OPT_SVG, LH_OPT_OUT, LH_OPT_CSV,
+                                    LH_OPT_PROFILE};
     lh_status st = LH_OK;
 
     for (size_t i = 0; i < sizeof ids / sizeof *ids && c->rank.rank == 0 && st == LH_OK; i++)

@@ -156,7 +156,7 @@ lh_status lh_cli_logits(lh_cli *c)
                       .n_greedy = lh_opt_number(c->opts, LH_OPT_GREEDY)};
 
     LH_TRY(lh_cli_check_outputs(c));
-    LH_TRY(lh_cli_open_model(c));
+    LH_TRY(lh_cli_open_config(c));
     LH_TRY_OUT(read_ids(c, &run));
     LH_TRY_OUT(lh_job_agree(c->job, allocate(c, &run)));
     int64_t context = lh_cli_context(c, run.n_ids + run.n_greedy);

@@ -70,15 +70,19 @@ static lh_status read_model(lh_cli *c)
     return LH_OK;
 }
 
-lh_status lh_cli_open_model(lh_cli *c)
+lh_status lh_cli_open_config(lh_cli *c)
 {
     lh_status st = lh_cli_find_model(c);
 
     if (st == LH_OK)
         st = read_model(c);
-    if (st == LH_OK)
-        st = lh_tokenizer_open(&c->tokenizer, c->model_dir);
     return lh_job_agree(c->job, st);
+}
+
+lh_status lh_cli_open_model(lh_cli *c)
+{
+    LH_TRY(lh_cli_open_config(c));
+    return lh_job_agree(c->job, lh_tokenizer_open(&c->tokenizer, c->model_dir));
 }
 
 int64_t lh_cli_context(const lh_cli *c, int64_t wanted)
@@ -104,6 +108,12 @@ lh_status lh_cli_open_engine(lh_cli *c, int64_t context, int max_sessions)
         .progress = lh_cli_progress,
         .user = c,
     };
+
+    if (lh_opt_applies(c->opts, LH_OPT_WEIGHTS)) {
+        opts.weights = lh_opt_text(c->opts, LH_OPT_WEIGHTS);
+        opts.synth_seed = (uint64_t)lh_opt_number(c->opts, LH_OPT_SEED);
+        opts.router_skew = lh_opt_real(c->opts, LH_OPT_ROUTER_SKEW);
+    }
     return lh_engine_open(&c->engine, &opts);
 }
 
@@ -118,7 +128,7 @@ void lh_cli_close(lh_cli *c)
 void lh_cli_progress(void *cli, const lh_progress *p)
 {
     lh_cli *c = cli;
-    int terminal = isatty(STDERR_FILENO), is_load = strcmp(p->phase, "load") == 0;
+    int terminal = isatty(STDERR_FILENO), is_bytes = strcmp(p->phase, "prefill") != 0;
     double now = lh_log_seconds(), rate = p->seconds > 0 ? (double)p->done / p->seconds : 0;
     double left_s = rate > 0 ? (double)(p->total - p->done) / rate : 0;
 
@@ -135,11 +145,11 @@ void lh_cli_progress(void *cli, const lh_progress *p)
         return;
     c->progress_shown = now;
     (void)fprintf(stderr, "%s%s %s of %s%s, %s%s/s, %.0f s left%s", terminal ? "\r" : "", p->phase,
-                  is_load ? lh_cli_bytes((size_t)p->done) : lh_cli_number(p->done),
-                  is_load ? lh_cli_bytes((size_t)p->total) : lh_cli_number(p->total),
-                  is_load ? "" : " tokens",
-                  is_load ? lh_cli_bytes((size_t)rate) : lh_cli_number((int64_t)rate),
-                  is_load ? "" : " tokens", left_s, terminal ? "\033[K" : "\n");
+                  is_bytes ? lh_cli_bytes((size_t)p->done) : lh_cli_number(p->done),
+                  is_bytes ? lh_cli_bytes((size_t)p->total) : lh_cli_number(p->total),
+                  is_bytes ? "" : " tokens",
+                  is_bytes ? lh_cli_bytes((size_t)rate) : lh_cli_number((int64_t)rate),
+                  is_bytes ? "" : " tokens", left_s, terminal ? "\033[K" : "\n");
 }
 
 int lh_cli_is_end(const lh_cli *c, int32_t token)
