@@ -217,6 +217,49 @@ static void test_same_logits(void)
     remove_checkpoint("model");
 }
 
+/* Through a device whose memory is not the host's, as far as lh_synth_bind knows: some of the
+ * experts, against the same from disk. */
+static void test_bind(void)
+{
+    lh_synth_opts o = {.seed = 3, .router_skew = 1, .n_threads = 2};
+    lh_device_ops other = lh_device_cpu;
+    const lh_weights *a = NULL, *b = NULL;
+    size_t dense[2], experts[2], row;
+    lh_synth *y = NULL;
+    lh_checkpoint *c = NULL;
+    lh_stream *s = NULL;
+    lh_dims d;
+
+    temp_dir_clear();
+    write_config("small.json", 5, 64, 7, 2);
+    CHECK_OK(write_checkpoint("model", o));
+    CHECK_OK(lh_config_read(&d, temp_path("model"), NULL));
+    CHECK_OK(lh_checkpoint_open(&c, temp_path("model"), &d));
+    CHECK_OK(lh_checkpoint_bind(c, 2, 5, &a, &dense[0], &experts[0], NULL, NULL));
+    CHECK_OK(other.open(&s, 0, 1, 1));
+    CHECK_OK(lh_synth_bind(&y, &d, &o, &other, s, 2, 5, &b, &dense[1], &experts[1]));
+    CHECK_EQ(dense[1], dense[0]);
+    CHECK_EQ(experts[1], experts[0]);
+    row = (size_t)d.d_model * sizeof(lh_bf16);
+    CHECK_SAME_BITS(a->embed, b->embed, (size_t)d.n_vocab * row);
+    CHECK_SAME_BITS(a->head, b->head, (size_t)d.n_vocab * row);
+    for (int l = 1; l < d.n_layers; l++) {
+        const lh_layer_weights *x = &a->layers[l], *z = &b->layers[l];
+        CHECK_SAME_BITS(x->router_bias, z->router_bias, (size_t)d.n_experts * sizeof(float));
+        CHECK_SAME_BITS(x->down, z->down, (size_t)d.d_shared * row);
+        for (int e = 0; e < d.n_experts; e++) {
+            CHECK_EQ(z->w_gate[e] != NULL, e >= 2 && e < 5);
+            if (x->w_gate[e])
+                CHECK_SAME_BITS(x->w_gate[e], z->w_gate[e], (size_t)d.d_expert * row);
+        }
+    }
+    CHECK_SAME_BITS(a->layers[0].a_log, b->layers[0].a_log, (size_t)d.kda_heads * sizeof(float));
+    lh_synth_close(y);
+    other.close(s);
+    lh_checkpoint_close(c);
+    remove_checkpoint("model");
+}
+
 /* ------------------------------------------------- logits group by group */
 
 typedef struct groups {
@@ -345,6 +388,7 @@ int main(int argc, char **argv)
     RUN(test_values);
     RUN(test_any_cut);
     RUN(test_write);
+    RUN(test_bind);
     RUN(test_same_logits);
     RUN(test_groups);
     if (size_of_job == 1)
