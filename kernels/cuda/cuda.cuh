@@ -1,0 +1,92 @@
+/*
+ * Inside the CUDA backend: its stream, launching, staging of small host arrays, reductions.
+ *
+ * .cu files are C with kernels. An operation's host wrapper checks its arguments (check_args.h),
+ * returns early on empty work, chooses the launch shape in plain sight, launches on the stream and
+ * returns lh_cuda_launched. Nothing allocates, nothing synchronizes.
+ */
+#ifndef LH_KERNELS_CUDA_CUDA_CUH
+#define LH_KERNELS_CUDA_CUDA_CUH
+
+#include <cublas_v2.h>
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include "kernels/check_args.h"
+#include "kernels/cuda/ops.h"
+#include "kernels/kernels.h"
+
+typedef __nv_bfloat16 bf16;
+
+#define LH_CUDA_BLAS_BYTES ((size_t)32 << 20) /* workspace of cuBLAS, in device memory */
+#define LH_CUDA_STAGE_BYTES                                                                        \
+    ((size_t)16 << 20) /* ring of staged host arrays, pinned and on the device */
+
+struct lh_stream {
+    int device, n_sms, deterministic;
+    cudaStream_t stream;
+    cublasHandle_t blas;
+    void *blas_work;
+    char *stage_host, *stage_device; /* rings of LH_CUDA_STAGE_BYTES */
+    size_t stage_used;
+    cudaEvent_t stage_free[2]; /* the halves of the ring: recorded when the last use was queued */
+};
+
+/* LH_OK, or LH_ERR_CUDA with the call's name and CUDA's text. */
+lh_status lh_cuda_status(cudaError_t e, const char *call);
+#define LH_CUDA_TRY(call) LH_TRY(lh_cuda_status((call), #call))
+
+/* After a launch: turns its error into a status that names the operation. With LH_SYNC=1 it waits.
+ */
+lh_status lh_cuda_launched(lh_stream *s, const char *op);
+
+/*
+ * A small host array on the device: copied into the stream's pinned ring and from there, in order
+ * of the stream; *out is valid for what is queued before the ring comes round (16 MiB later).
+ * LH_ERR_UNSUPPORTED: more than an eighth of the ring.
+ */
+lh_status lh_cuda_stage(lh_stream *s, const void **out, const void *host, size_t bytes);
+
+/* Lets a kernel use `bytes` of dynamic shared memory (more than 48 KiB must be asked for). */
+lh_status lh_cuda_shared(const void *kernel, size_t bytes);
+
+static __device__ __forceinline__ float warp_sum(float x)
+{
+    for (int m = 16; m > 0; m >>= 1)
+        x += __shfl_xor_sync(0xffffffffu, x, m);
+    return x;
+}
+
+static __device__ __forceinline__ float warp_max(float x)
+{
+    for (int m = 16; m > 0; m >>= 1)
+        x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, m));
+    return x;
+}
+
+/* Sum over the block (a multiple of 32 threads, at most 1,024), the same on every thread. Two
+ * barriers. */
+static __device__ __forceinline__ float block_sum(float x)
+{
+    __shared__ float part[32];
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+
+    x = warp_sum(x);
+    __syncthreads(); /* part may still be read by the call before */
+    if (lane == 0)
+        part[warp] = x;
+    __syncthreads();
+    return warp_sum(lane < (int)(blockDim.x + 31) / 32 ? part[lane] : 0.0f);
+}
+
+static __device__ __forceinline__ float sigmoid_f(float x)
+{
+    return 1.0f / (1.0f + __expf(-x));
+}
+
+static __host__ __device__ __forceinline__ int64_t div_up(int64_t a, int64_t b)
+{
+    return (a + b - 1) / b;
+}
+
+#endif
