@@ -367,6 +367,9 @@ typedef struct lh_kernels {
 
 extern const lh_kernels lh_kernels_cpu;
 
+/* NULL: not in this build, or no driver or GPU that it can use. */
+const lh_kernels *lh_kernels_cuda(void);
+
 #ifdef __cplusplus
 }
 #endif

@@ -11,6 +11,10 @@ extern "C" {
 #endif
 
 extern const lh_device_ops lh_device_cuda;
+extern const lh_kernels lh_cuda_table;
+
+/* 1 when there is a driver and a GPU that the backend can use. */
+int lh_cuda_usable(void);
 
 lh_status lh_cuda_embed(lh_stream *s, const lh_embed_args *a);
 lh_status lh_cuda_rmsnorm(lh_stream *s, const lh_rmsnorm_args *a);

@@ -1,7 +1,6 @@
 #include "kernels/cuda/ops.h"
 
-/* Beside the CPU's in kernels.h: NULL in a build without CUDA is decided at link time by LH_WITH_CUDA. */
-const lh_kernels lh_kernels_cuda = {
+const lh_kernels lh_cuda_table = {
     .name = "cuda",
     .act_bytes = 2,
     .device = &lh_device_cuda,

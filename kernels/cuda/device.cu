@@ -1,0 +1,304 @@
+/*
+ * The CUDA backend's stream: one GPU's queue with its cuBLAS handle and its ring of staged arrays.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "kernels/cuda/cuda.cuh"
+
+#define HALF (LH_CUDA_STAGE_BYTES / 2)
+#define STAGE_MOST (LH_CUDA_STAGE_BYTES / 8)
+
+/* Uploads of at most this go through the pinned ring: the caller does not wait for them. */
+#define SMALL_UPLOAD ((size_t)256 << 10)
+
+lh_status lh_cuda_status(cudaError_t e, const char *call)
+{
+    if (e == cudaSuccess)
+        return LH_OK;
+    (void)cudaGetLastError(); /* said here, not again after the next launch */
+    return LH_FAIL(LH_ERR_CUDA, "%s: %s (%s)", call, cudaGetErrorString(e), cudaGetErrorName(e));
+}
+
+lh_status lh_cuda_blas_status(cublasStatus_t e, const char *call)
+{
+    if (e == CUBLAS_STATUS_SUCCESS)
+        return LH_OK;
+    return LH_FAIL(LH_ERR_CUDA, "%s: %s", call, cublasGetStatusString(e));
+}
+
+lh_status lh_cuda_launched(lh_stream *s, const char *op)
+{
+    cudaError_t e = cudaGetLastError();
+
+    LH_REQUIRE(e == cudaSuccess, LH_ERR_CUDA, "%s on GPU %d: %s (%s)", op, s->device,
+               cudaGetErrorString(e), cudaGetErrorName(e));
+    return LH_OK;
+}
+
+lh_status lh_cuda_shared(const void *kernel, size_t bytes)
+{
+    return lh_cuda_status(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes),
+        "shared memory of a kernel");
+}
+
+lh_status lh_cuda_multiple(const char *op, const char *field, int64_t value, int64_t of)
+{
+    LH_REQUIRE(value % of == 0, LH_ERR_UNSUPPORTED,
+               "%s: %s is %lld, the CUDA backend needs a multiple of %lld", op, field,
+               (long long)value, (long long)of);
+    return LH_OK;
+}
+
+lh_status lh_cuda_most(const char *op, const char *field, int64_t value, int64_t most)
+{
+    LH_REQUIRE(value <= most, LH_ERR_UNSUPPORTED,
+               "%s: %s is %lld, the CUDA backend has at most %lld", op, field, (long long)value,
+               (long long)most);
+    return LH_OK;
+}
+
+lh_status lh_cuda_aligned(const char *op, const char *field, const void *p)
+{
+    LH_REQUIRE((uintptr_t)p % 16 == 0, LH_ERR_INVALID, "%s: %s is %p, expected a multiple of 16",
+               op, field, p);
+    return LH_OK;
+}
+
+/*
+ * `bytes` of the ring, at *at of both (host and device). A half is entered when its
+ * last use has run: the GPU may still read the pinned memory. On the device the order of the stream
+ * is enough.
+ */
+static lh_status stage_take(lh_stream *s, size_t *at, size_t bytes)
+{
+    size_t start = (s->stage_used + 255) / 256 * 256;
+    int upper = s->stage_used > HALF; /* the half in use */
+
+    if (start + bytes > (upper ? LH_CUDA_STAGE_BYTES : HALF)) {
+        LH_CUDA_TRY(cudaEventRecord(s->stage_free[upper], s->stream));
+        LH_CUDA_TRY(cudaEventSynchronize(s->stage_free[!upper]));
+        start = upper ? 0 : HALF;
+    }
+    *at = start;
+    s->stage_used = start + bytes;
+    return LH_OK;
+}
+
+lh_status lh_cuda_stage(lh_stream *s, const void **out, const void *host, size_t bytes)
+{
+    size_t at = 0;
+
+    LH_REQUIRE(bytes <= STAGE_MOST, LH_ERR_UNSUPPORTED,
+               "%zu bytes of host arrays in one call, the CUDA backend has at most %zu", bytes,
+               STAGE_MOST);
+    LH_TRY(stage_take(s, &at, bytes));
+    *out = s->stage_device + at;
+    if (bytes == 0)
+        return LH_OK;
+    memcpy(s->stage_host + at, host, bytes);
+    return lh_cuda_status(cudaMemcpyAsync(s->stage_device + at, s->stage_host + at, bytes,
+                                          cudaMemcpyHostToDevice, s->stream),
+                          "copy of a host array");
+}
+
+size_t lh_cuda_stream_bytes(int n_threads)
+{
+    (void)n_threads;
+    return LH_CUDA_BLAS_BYTES + LH_CUDA_STAGE_BYTES;
+}
+
+/* 0 with no driver or no device. */
+static int device_count(const char **why)
+{
+    int n = 0;
+    cudaError_t e = cudaGetDeviceCount(&n);
+
+    *why = e == cudaSuccess ? "no GPU" : cudaGetErrorString(e);
+    (void)cudaGetLastError();
+    return e == cudaSuccess ? n : 0;
+}
+
+static int arch_of(int index)
+{
+    int major = 0, minor = 0;
+
+    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index) != cudaSuccess ||
+        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index) != cudaSuccess)
+        (void)cudaGetLastError();
+    return major * 10 + minor;
+}
+
+int lh_cuda_usable(void)
+{
+    const char *why;
+
+    for (int i = device_count(&why) - 1; i >= 0; i--)
+        if (arch_of(i) >= LH_CUDA_LEAST_ARCH)
+            return 1;
+    return 0;
+}
+
+static void cuda_close(lh_stream *s)
+{
+    if (!s)
+        return;
+    if (s->stream)
+        (void)cudaStreamSynchronize(s->stream);
+    if (s->blas)
+        (void)cublasDestroy(s->blas);
+    for (int i = 0; i < 2; i++)
+        if (s->stage_free[i])
+            (void)cudaEventDestroy(s->stage_free[i]);
+    (void)cudaFree(s->blas_work);
+    (void)cudaFree(s->stage_device);
+    (void)cudaFreeHost(s->stage_host);
+    if (s->stream)
+        (void)cudaStreamDestroy(s->stream);
+    (void)cudaGetLastError();
+    free(s);
+}
+
+static lh_status cuda_alloc(lh_stream *s, void **out, size_t bytes, const char *what)
+{
+    size_t n_free = 0, total = 0;
+    void *p = NULL;
+
+    *out = NULL;
+    cudaError_t e = cudaMalloc(&p, bytes > 0 ? bytes : 1);
+    if (e == cudaErrorMemoryAllocation) {
+        (void)cudaGetLastError();
+        (void)cudaMemGetInfo(&n_free, &total);
+        return LH_FAIL(LH_ERR_NOMEM, "%s: %zu bytes asked, %zu of %zu bytes free on GPU %d", what,
+                       bytes, n_free, total, s->device);
+    }
+    LH_TRY(lh_cuda_status(e, what));
+    e = cudaMemsetAsync(p, 0, bytes, s->stream);
+    if (e != cudaSuccess)
+        (void)cudaFree(p);
+    LH_TRY(lh_cuda_status(e, what));
+    *out = p;
+    return LH_OK;
+}
+
+static void cuda_release(lh_stream *s, void *p)
+{
+    (void)s;
+    if (p && cudaFree(p) != cudaSuccess) /* waits for the work that may use it */
+        (void)cudaGetLastError();
+}
+
+static lh_status open_blas(lh_stream *s)
+{
+    LH_BLAS_TRY(cublasCreate(&s->blas));
+    LH_BLAS_TRY(cublasSetStream(s->blas, s->stream)); /* before the workspace, which it resets */
+    LH_BLAS_TRY(cublasSetWorkspace(s->blas, s->blas_work, LH_CUDA_BLAS_BYTES));
+    LH_BLAS_TRY(cublasSetMathMode(
+        s->blas,
+        (cublasMath_t)(CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)));
+    return LH_OK;
+}
+
+static lh_status open_stage(lh_stream *s)
+{
+    void *p = NULL;
+
+    LH_TRY(cuda_alloc(s, &s->blas_work, LH_CUDA_BLAS_BYTES, "workspace of cuBLAS"));
+    LH_TRY(cuda_alloc(s, &p, LH_CUDA_STAGE_BYTES, "ring of host arrays"));
+    s->stage_device = (char *)p;
+    LH_CUDA_TRY(cudaMallocHost(&p, LH_CUDA_STAGE_BYTES));
+    s->stage_host = (char *)p;
+    for (int i = 0; i < 2; i++)
+        LH_CUDA_TRY(cudaEventCreateWithFlags(&s->stage_free[i], cudaEventDisableTiming));
+    return LH_OK;
+}
+
+static lh_status cuda_open(lh_stream **out, int index, int n_threads, int deterministic)
+{
+    lh_status st = LH_OK;
+    lh_stream *s = NULL;
+    const char *why = NULL;
+    int n = device_count(&why);
+
+    LH_REQUIRE(n_threads >= 1 && n_threads <= 4096, LH_ERR_INVALID,
+               "%d threads: expected 1 to 4096", n_threads);
+    LH_REQUIRE(n > 0, LH_ERR_UNAVAILABLE, "GPU %d: %s", index, why);
+    LH_REQUIRE(index >= 0 && index < n, LH_ERR_UNAVAILABLE, "GPU %d: there are 0 to %d", index,
+               n - 1);
+    LH_REQUIRE(arch_of(index) >= LH_CUDA_LEAST_ARCH, LH_ERR_UNAVAILABLE,
+               "GPU %d has compute capability %d.%d, expected at least %d.%d", index,
+               arch_of(index) / 10, arch_of(index) % 10, LH_CUDA_LEAST_ARCH / 10,
+               LH_CUDA_LEAST_ARCH % 10);
+    s = (lh_stream *)calloc(1, sizeof *s);
+    LH_REQUIRE(s, LH_ERR_NOMEM, "cuda stream");
+    s->device = index;
+    s->arch = arch_of(index);
+    s->deterministic = deterministic;
+    LH_CUDA_TRY_OUT(cudaSetDevice(index));
+    LH_CUDA_TRY_OUT(cudaDeviceGetAttribute(&s->n_sms, cudaDevAttrMultiProcessorCount, index));
+    LH_CUDA_TRY_OUT(cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking));
+    LH_TRY_OUT(open_stage(s));
+    LH_TRY_OUT(open_blas(s));
+    LH_CUDA_TRY_OUT(cudaStreamSynchronize(s->stream));
+    *out = s;
+    s = NULL;
+out:
+    cuda_close(s);
+    return st;
+}
+
+static lh_status copy(lh_stream *s, void *to, const void *from, size_t bytes, cudaMemcpyKind kind,
+                      const char *what)
+{
+    if (bytes == 0)
+        return LH_OK;
+    return lh_cuda_status(cudaMemcpyAsync(to, from, bytes, kind, s->stream), what);
+}
+
+static lh_status cuda_upload(lh_stream *s, void *device, const void *host, size_t bytes)
+{
+    size_t at = 0;
+
+    if (bytes == 0 || bytes > SMALL_UPLOAD)
+        return copy(s, device, host, bytes, cudaMemcpyHostToDevice, "upload");
+    LH_TRY(stage_take(s, &at, bytes));
+    memcpy(s->stage_host + at, host, bytes);
+    return copy(s, device, s->stage_host + at, bytes, cudaMemcpyHostToDevice, "upload");
+}
+
+static lh_status cuda_download(lh_stream *s, void *host, const void *device, size_t bytes)
+{
+    return copy(s, host, device, bytes, cudaMemcpyDeviceToHost, "download");
+}
+
+static lh_status cuda_copy(lh_stream *s, void *to, const void *from, size_t bytes)
+{
+    return copy(s, to, from, bytes, cudaMemcpyDeviceToDevice, "copy");
+}
+
+static lh_status cuda_zero(lh_stream *s, void *p, size_t bytes)
+{
+    if (bytes == 0)
+        return LH_OK;
+    return lh_cuda_status(cudaMemsetAsync(p, 0, bytes, s->stream), "zero");
+}
+
+static lh_status cuda_sync(lh_stream *s)
+{
+    return lh_cuda_status(cudaStreamSynchronize(s->stream), "work on the GPU");
+}
+
+const lh_device_ops lh_device_cuda = {
+    .name = "cuda",
+    .open = cuda_open,
+    .close = cuda_close,
+    .alloc = cuda_alloc,
+    .release = cuda_release,
+    .upload = cuda_upload,
+    .download = cuda_download,
+    .copy = cuda_copy,
+    .zero = cuda_zero,
+    .sync = cuda_sync,
+};
