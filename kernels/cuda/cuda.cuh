@@ -100,6 +100,11 @@ static __device__ __forceinline__ float sigmoid_f(float x)
     return 1.0f / (1.0f + __expf(-x));
 }
 
+static __device__ __forceinline__ float silu_f(float x)
+{
+    return __fdividef(x, 1.0f + __expf(-x));
+}
+
 /* Eight bf16 in 16 bytes: what one access moves. */
 static __device__ __forceinline__ void unpack8(float out[8], uint4 v)
 {

@@ -1,0 +1,288 @@
+#include "kernels/cuda/cuda.cuh"
+
+/*
+ * Logits by the tensor cores, then the choice by a warp for each row. Row-invariant: a logit is the
+ * sum, in rising order, of slices of SLICE elements, each summed by the same instructions in the
+ * same order whether the call has few rows (a warp for each slice) or many (tiles in shared
+ * memory).
+ *
+ * mma.m16n8k16 takes the elements of k in any order that both operands share: a lane reads 8
+ * neighbours (16 bytes) of its row and gives 4 to one product and 4 to the next, so a step is 32.
+ */
+#define SLICE 256
+#define STEP 32
+
+#define FEW_ROWS 512 /* up to this many a block takes 16 rows and 8 experts */
+#define FEW_WARPS 16
+#define MOST_SLICES 64
+
+#define TILE 128 /* rows, and experts, of a block with many rows */
+#define WARPS 8  /* 4 along the rows, 2 along the experts: 32 by 64 each */
+#define STAGE 64 /* elements of k in a stage */
+#define STAGES 4
+
+#define CHOICE_WARPS 4 /* rows of a block */
+#define MOST_EXPERTS 1024
+
+typedef struct tiles_smem {
+    uint4 x[STAGES][TILE * STAGE / 8], w[STAGES][TILE * STAGE / 8];
+} tiles_smem;
+
+/* c += the 16 rows of (x0: 0 .. 7, x1: 8 .. 15) times the 8 experts of w over one step. */
+static __device__ __forceinline__ void multiply_step(float c[4], uint4 x0, uint4 x1, uint4 w)
+{
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "{%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(x0.x), "r"(x1.x), "r"(x0.y), "r"(x1.y), "r"(w.x), "r"(w.y));
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "{%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(x0.z), "r"(x1.z), "r"(x0.w), "r"(x1.w), "r"(w.z), "r"(w.w));
+}
+
+/* 16 bytes from global to shared memory in the background; zeros when not `there`. */
+static __device__ __forceinline__ void copy_async(uint4 *to, const uint4 *from, bool there)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
+                     (unsigned)__cvta_generic_to_shared(to)),
+                 "l"(from), "r"(there ? 16 : 0)
+                 : "memory");
+}
+
+static __global__ void __launch_bounds__(FEW_WARPS * 32)
+    logits_few_kernel(float *scores, const uint4 *x, const uint4 *w, int n_rows, int n_experts,
+                      int n, int n_slices)
+{
+    extern __shared__ float part[]; /* [n_slices, 16, 8] */
+    int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
+    int row = (int)blockIdx.y * 16 + lane / 4, expert = (int)blockIdx.x * 8 + lane / 4;
+    uint4 zero = make_uint4(0, 0, 0, 0);
+
+    for (int slice = warp; slice < n_slices; slice += (int)blockDim.x / 32) {
+        float c[4] = {0};
+        uint4 x0[SLICE / STEP], x1[SLICE / STEP], w0[SLICE / STEP];
+#pragma unroll
+        for (int i = 0; i < SLICE / STEP; i++) {
+            int at = slice * (SLICE / 8) + i * (STEP / 8) + lane % 4;
+            w0[i] = at < n && expert < n_experts ? __ldg(w + (int64_t)expert * n + at) : zero;
+            x0[i] = at < n && row < n_rows ? __ldg(x + (int64_t)row * n + at) : zero;
+            x1[i] = at < n && row + 8 < n_rows ? __ldg(x + (int64_t)(row + 8) * n + at) : zero;
+        }
+#pragma unroll
+        for (int i = 0; i < SLICE / STEP; i++)
+            multiply_step(c, x0[i], x1[i], w0[i]);
+        float *to = part + slice * 128 + lane / 4 * 8 + lane % 4 * 2;
+        to[0] = c[0], to[1] = c[1], to[64] = c[2], to[65] = c[3];
+    }
+    __syncthreads();
+    row = (int)(blockIdx.y * 16 + threadIdx.x / 8);
+    expert = (int)(blockIdx.x * 8 + threadIdx.x % 8);
+    if (threadIdx.x < 128 && row < n_rows && expert < n_experts) {
+        float sum = 0;
+        for (int slice = 0; slice < n_slices; slice++)
+            sum += part[slice * 128 + threadIdx.x];
+        scores[(int64_t)row * n_experts + expert] = sum;
+    }
+}
+
+/* Where 16 bytes of a row lie: neighbouring rows in the two halves of the banks, as a warp reads
+ * 4 pieces of 8 rows. */
+static __device__ __forceinline__ int piece_at(int row, int piece)
+{
+    return row * (STAGE / 8) + (piece ^ (row & 1) * 4);
+}
+
+static __device__ __forceinline__ void load_stage(uint4 *to, const uint4 *from, int first,
+                                                  int n_all, int n, int stage)
+{
+#pragma unroll
+    for (int i = 0; i < TILE * STAGE / 8 / (WARPS * 32); i++) {
+        int row = (int)(i * WARPS * 32 + threadIdx.x) / (STAGE / 8);
+        int piece = (int)threadIdx.x % (STAGE / 8), at = stage * (STAGE / 8) + piece;
+        bool there = first + row < n_all && at < n;
+        copy_async(to + piece_at(row, piece), there ? from + (int64_t)(first + row) * n + at : from,
+                   there);
+    }
+}
+
+static __global__ void __launch_bounds__(WARPS * 32, 1)
+    logits_many_kernel(float *scores, const uint4 *x, const uint4 *w, int n_rows, int n_experts,
+                       int n, int n_stages)
+{
+    extern __shared__ __align__(128) char bytes[];
+    tiles_smem *smem = (tiles_smem *)bytes;
+    int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
+    int first_row = (int)blockIdx.y * TILE, first_expert = (int)blockIdx.x * TILE;
+    int row = warp % 4 * 32 + lane / 4, expert = warp / 4 * 64 + lane / 4;
+    float c[2][8][4] = {0}, sum[2][8][4] = {0};
+
+#pragma unroll
+    for (int i = 0; i < STAGES - 1; i++) {
+        if (i < n_stages) {
+            load_stage(smem->x[i], x, first_row, n_rows, n, i);
+            load_stage(smem->w[i], w, first_expert, n_experts, n, i);
+        }
+        asm volatile("cp.async.commit_group;" ::: "memory");
+    }
+    for (int stage = 0; stage < n_stages; stage++) {
+        const uint4 *sx = smem->x[stage % STAGES], *sw = smem->w[stage % STAGES];
+        int next = stage + STAGES - 1;
+        asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
+        __syncthreads(); /* this stage is there for all; all are done with the one before it */
+        if (next < n_stages) {
+            load_stage(smem->x[next % STAGES], x, first_row, n_rows, n, next);
+            load_stage(smem->w[next % STAGES], w, first_expert, n_experts, n, next);
+        }
+        asm volatile("cp.async.commit_group;" ::: "memory");
+#pragma unroll
+        for (int i = 0; i < STAGE / STEP; i++) {
+            uint4 a[2][2];
+#pragma unroll
+            for (int m = 0; m < 2; m++) {
+                a[m][0] = sx[piece_at(row + m * 16, i * 4 + lane % 4)];
+                a[m][1] = sx[piece_at(row + m * 16 + 8, i * 4 + lane % 4)];
+            }
+#pragma unroll
+            for (int e = 0; e < 8; e++) {
+                uint4 b = sw[piece_at(expert + e * 8, i * 4 + lane % 4)];
+                multiply_step(c[0][e], a[0][0], a[0][1], b);
+                multiply_step(c[1][e], a[1][0], a[1][1], b);
+            }
+        }
+        if (stage % (SLICE / STAGE) == SLICE / STAGE - 1 || stage == n_stages - 1) {
+#pragma unroll
+            for (int i = 0; i < 64; i++) {
+                sum[i / 32][i / 4 % 8][i % 4] += c[i / 32][i / 4 % 8][i % 4];
+                c[i / 32][i / 4 % 8][i % 4] = 0;
+            }
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 64; i++) {
+        int to_row = first_row + row + i / 32 * 16 + i % 4 / 2 * 8;
+        int to_expert = first_expert + warp / 4 * 64 + i / 4 % 8 * 8 + lane % 4 * 2 + i % 2;
+        if (to_row < n_rows && to_expert < n_experts)
+            scores[(int64_t)to_row * n_experts + to_expert] = sum[i / 32][i / 4 % 8][i % 4];
+    }
+}
+
+/* As an unsigned number of the same order; a NaN above all so that it shows. Never 0. */
+static __device__ __forceinline__ unsigned key_of(float x)
+{
+    unsigned bits = __float_as_uint(isnan(x) ? INFINITY : x);
+
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+/* A lane has N experts of the row: lane, lane + 32, ... */
+template <int N>
+static __global__ void __launch_bounds__(CHOICE_WARPS * 32)
+    choice_kernel(int32_t *expert, float *weight, const float *scores, const float *bias,
+                  int n_rows, int n_experts, int top_k, int renormalize, float scale)
+{
+    int64_t row = (int64_t)blockIdx.x * CHOICE_WARPS + threadIdx.x / 32;
+    int lane = (int)threadIdx.x % 32;
+    float s[N], sum = 0;
+    unsigned key[N], chosen = 0;
+
+    if (row >= n_rows)
+        return;
+    scores += row * n_experts;
+    expert += row * top_k;
+    weight += row * top_k;
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        int id = lane + 32 * i;
+        s[i] = id < n_experts ? 1.0f / (1.0f + expf(-scores[id])) : 0.0f;
+        key[i] = id < n_experts ? key_of(s[i] + __ldg(bias + id)) : 0;
+    }
+    for (int j = 0; j < top_k; j++) {
+        unsigned best = key[0];
+        int at = 0;
+#pragma unroll
+        for (int i = 1; i < N; i++)
+            if (key[i] > best) {
+                best = key[i];
+                at = i;
+            }
+        unsigned top = __reduce_max_sync(0xffffffffu, best);
+        unsigned id = __reduce_min_sync(0xffffffffu, best == top ? lane + 32u * at : ~0u);
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            if (id == lane + 32u * i) {
+                key[i] = 0;
+                chosen |= 1u << i;
+            }
+    }
+    if (renormalize) {
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            sum += chosen >> i & 1 ? s[i] : 0.0f;
+        sum = warp_sum(sum) + 1e-20f;
+    }
+    int before = 0; /* chosen with lower ids */
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        unsigned lanes = __ballot_sync(0xffffffffu, chosen >> i & 1);
+        int to = before + __popc(lanes & ((1u << lane) - 1));
+        if (chosen >> i & 1) {
+            expert[to] = lane + 32 * i;
+            weight[to] = (renormalize ? s[i] / sum : s[i]) * scale;
+        }
+        before += __popc(lanes);
+    }
+}
+
+template <int N> static void launch_choice(lh_stream *s, const lh_router_args *a)
+{
+    choice_kernel<N>
+        <<<(unsigned)div_up(a->n_rows, CHOICE_WARPS), CHOICE_WARPS * 32, 0, s->stream>>>(
+            a->expert, a->weight, a->scores, a->bias, (int)a->n_rows, a->n_experts, a->top_k,
+            a->renormalize, a->scale);
+}
+
+static lh_status launch_logits(lh_stream *s, const lh_router_args *a)
+{
+    int n_slices = (int)div_up(a->d, SLICE), n = (int)(a->d / 8);
+
+    if (a->n_rows <= FEW_ROWS) {
+        int warps = n_slices < 4 ? 4 : n_slices < FEW_WARPS ? n_slices : FEW_WARPS;
+        dim3 grid((unsigned)div_up(a->n_experts, 8), (unsigned)div_up(a->n_rows, 16));
+        logits_few_kernel<<<grid, warps * 32, n_slices * 128 * sizeof(float), s->stream>>>(
+            a->scores, (const uint4 *)a->x, (const uint4 *)a->w, (int)a->n_rows, a->n_experts, n,
+            n_slices);
+    } else {
+        dim3 grid((unsigned)div_up(a->n_experts, TILE), (unsigned)div_up(a->n_rows, TILE));
+        LH_TRY(lh_cuda_shared((const void *)logits_many_kernel, sizeof(tiles_smem)));
+        logits_many_kernel<<<grid, WARPS * 32, sizeof(tiles_smem), s->stream>>>(
+            a->scores, (const uint4 *)a->x, (const uint4 *)a->w, (int)a->n_rows, a->n_experts, n,
+            (int)div_up(a->d, STAGE));
+    }
+    return lh_cuda_launched(s, "router: logits");
+}
+
+lh_status lh_cuda_router(lh_stream *s, const lh_router_args *a)
+{
+    LH_TRY(lh_check_router(a));
+    LH_TRY(lh_cuda_multiple("router", "d", a->d, 8));
+    LH_TRY(lh_cuda_most("router", "d", a->d, MOST_SLICES * SLICE));
+    LH_TRY(lh_cuda_most("router", "n_experts", a->n_experts, MOST_EXPERTS));
+    LH_TRY(lh_cuda_most("router", "n_rows", a->n_rows, 65535 * TILE));
+    if (a->n_rows == 0)
+        return LH_OK;
+    LH_TRY(lh_cuda_aligned("router", "x", a->x));
+    LH_TRY(lh_cuda_aligned("router", "w", a->w));
+    LH_TRY(launch_logits(s, a));
+    if (a->n_experts <= 32)
+        launch_choice<1>(s, a);
+    else if (a->n_experts <= 64)
+        launch_choice<2>(s, a);
+    else if (a->n_experts <= 128)
+        launch_choice<4>(s, a);
+    else if (a->n_experts <= 256)
+        launch_choice<8>(s, a);
+    else
+        launch_choice<32>(s, a);
+    return lh_cuda_launched(s, "router: choice");
+}
