@@ -36,6 +36,9 @@ static __global__ void __launch_bounds__(THREADS)
     bool mine = item < n_items && lane < n;
     int64_t at = (int64_t)item * n + lane;
     uint4 zero = make_uint4(0, 0, 0, 0);
+    int bias_at = (int)(head * n + (lane < n ? lane : 0)) * 2;
+    float4 low = __ldg(dt_bias + bias_at), high = __ldg(dt_bias + bias_at + 1);
+    float log_rate = __ldg(a_log + head);
     uint4 vq = mine ? q[at] : zero, vk = mine ? k[at] : zero, vf = mine ? f[at] : zero;
     float x[8], y[8];
 
@@ -53,10 +56,8 @@ static __global__ void __launch_bounds__(THREADS)
     q[at] = pack8(x);
     k[at] = pack8(y);
 
-    float4 low = __ldg(dt_bias + (head * n + lane) * 2);
-    float4 high = __ldg(dt_bias + (head * n + lane) * 2 + 1);
     float bias[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-    float rate = -expf(__ldg(a_log + head));
+    float rate = -expf(log_rate);
     unpack8(x, vf);
 #pragma unroll
     for (int j = 0; j < 8; j++)

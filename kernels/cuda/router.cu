@@ -3,17 +3,13 @@
 /*
  * Logits by the tensor cores, then the choice by a warp for each row. Row-invariant: a logit is the
  * sum, in rising order, of slices of SLICE elements, each summed by the same instructions in the
- * same order whether the call has few rows (a warp for each slice) or many (tiles in shared
- * memory).
- *
- * mma.m16n8k16 takes the elements of k in any order that both operands share: a lane reads 8
- * neighbours (16 bytes) of its row and gives 4 to one product and 4 to the next, so a step is 32.
+ * same order whether the call has few rows (a warp for each slice) or many (all slices in turn).
  */
 #define SLICE 256
-#define STEP 32
+#define STEP 16 /* of an mma */
 
 #define FEW_ROWS 512 /* up to this many a block takes 16 rows and 8 experts */
-#define FEW_WARPS 16
+#define FEW_WARPS 12
 #define MOST_SLICES 64
 
 #define TILE 128 /* rows, and experts, of a block with many rows */
@@ -24,21 +20,33 @@
 #define CHOICE_WARPS 4 /* rows of a block */
 #define MOST_EXPERTS 1024
 
+typedef struct few_smem {
+    uint4 x[16 * SLICE / 8], w[8 * SLICE / 8];
+} few_smem;
+
 typedef struct tiles_smem {
     uint4 x[STAGES][TILE * STAGE / 8], w[STAGES][TILE * STAGE / 8];
 } tiles_smem;
 
-/* c += the 16 rows of (x0: 0 .. 7, x1: 8 .. 15) times the 8 experts of w over one step. */
-static __device__ __forceinline__ void multiply_step(float c[4], uint4 x0, uint4 x1, uint4 w)
+/* c += 16 rows times 8 experts over a step. */
+static __device__ __forceinline__ void multiply(float c[4], uint4 a, unsigned b0, unsigned b1)
 {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
-        "{%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(x0.x), "r"(x1.x), "r"(x0.y), "r"(x1.y), "r"(w.x), "r"(w.y));
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
-        "{%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(x0.z), "r"(x1.z), "r"(x0.w), "r"(x1.w), "r"(w.z), "r"(w.w));
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, "
+                 "{%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+}
+
+/* Four 8 by 8 matrices; lane i has the place of row i % 8 of matrix i / 8. */
+static __device__ __forceinline__ uint4 load_matrices(const uint4 *at)
+{
+    uint4 v;
+
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"((unsigned)__cvta_generic_to_shared(at))
+                 : "memory");
+    return v;
 }
 
 /* 16 bytes from global to shared memory in the background; zeros when not `there`. */
@@ -50,47 +58,63 @@ static __device__ __forceinline__ void copy_async(uint4 *to, const uint4 *from, 
                  : "memory");
 }
 
+/* Where 16 bytes of a row lie among rows of `pieces` >= 8: 8 rows' pieces of one number are in
+ * different banks. */
+static __device__ __forceinline__ int piece_at(int pieces, int row, int piece)
+{
+    return row * pieces + (piece ^ (row & 7));
+}
+
 static __global__ void __launch_bounds__(FEW_WARPS * 32)
     logits_few_kernel(float *scores, const uint4 *x, const uint4 *w, int n_rows, int n_experts,
                       int n, int n_slices)
 {
-    extern __shared__ float part[]; /* [n_slices, 16, 8] */
+    enum { PIECES = SLICE / 8 };
+    extern __shared__ __align__(128) char bytes[];
     int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
-    int row = (int)blockIdx.y * 16 + lane / 4, expert = (int)blockIdx.x * 8 + lane / 4;
-    uint4 zero = make_uint4(0, 0, 0, 0);
+    few_smem *smem = (few_smem *)bytes + warp;                    /* a slice of each warp */
+    float *part = (float *)((few_smem *)bytes + blockDim.x / 32); /* [n_slices, 16, 8] */
+    int first_row = (int)blockIdx.y * 16, first_expert = (int)blockIdx.x * 8;
 
     for (int slice = warp; slice < n_slices; slice += (int)blockDim.x / 32) {
+        int at = slice * PIECES + lane;
         float c[4] = {0};
-        uint4 x0[SLICE / STEP], x1[SLICE / STEP], w0[SLICE / STEP];
+        __syncwarp(); /* the slice before has been read */
 #pragma unroll
-        for (int i = 0; i < SLICE / STEP; i++) {
-            int at = slice * (SLICE / 8) + i * (STEP / 8) + lane % 4;
-            w0[i] = at < n && expert < n_experts ? __ldg(w + (int64_t)expert * n + at) : zero;
-            x0[i] = at < n && row < n_rows ? __ldg(x + (int64_t)row * n + at) : zero;
-            x1[i] = at < n && row + 8 < n_rows ? __ldg(x + (int64_t)(row + 8) * n + at) : zero;
+        for (int i = 0; i < 8; i++) {
+            bool there = at < n && first_expert + i < n_experts;
+            copy_async(smem->w + piece_at(PIECES, i, lane),
+                       there ? w + (int64_t)(first_expert + i) * n + at : w, there);
         }
 #pragma unroll
-        for (int i = 0; i < SLICE / STEP; i++)
-            multiply_step(c, x0[i], x1[i], w0[i]);
+        for (int i = 0; i < 16; i++) {
+            bool there = at < n && first_row + i < n_rows;
+            copy_async(smem->x + piece_at(PIECES, i, lane),
+                       there ? x + (int64_t)(first_row + i) * n + at : x, there);
+        }
+        asm volatile("cp.async.wait_all;" ::: "memory");
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < SLICE / STEP; i += 2) {
+            uint4 b = load_matrices(smem->w + piece_at(PIECES, lane % 8, i * 2 + lane / 8));
+#pragma unroll
+            for (int k = 0; k < 2; k++) {
+                uint4 a =
+                    load_matrices(smem->x + piece_at(PIECES, lane % 16, (i + k) * 2 + lane / 16));
+                multiply(c, a, k ? b.z : b.x, k ? b.w : b.y);
+            }
+        }
         float *to = part + slice * 128 + lane / 4 * 8 + lane % 4 * 2;
         to[0] = c[0], to[1] = c[1], to[64] = c[2], to[65] = c[3];
     }
     __syncthreads();
-    row = (int)(blockIdx.y * 16 + threadIdx.x / 8);
-    expert = (int)(blockIdx.x * 8 + threadIdx.x % 8);
+    int row = first_row + (int)threadIdx.x / 8, expert = first_expert + (int)threadIdx.x % 8;
     if (threadIdx.x < 128 && row < n_rows && expert < n_experts) {
         float sum = 0;
         for (int slice = 0; slice < n_slices; slice++)
             sum += part[slice * 128 + threadIdx.x];
         scores[(int64_t)row * n_experts + expert] = sum;
     }
-}
-
-/* Where 16 bytes of a row lie: neighbouring rows in the two halves of the banks, as a warp reads
- * 4 pieces of 8 rows. */
-static __device__ __forceinline__ int piece_at(int row, int piece)
-{
-    return row * (STAGE / 8) + (piece ^ (row & 1) * 4);
 }
 
 static __device__ __forceinline__ void load_stage(uint4 *to, const uint4 *from, int first,
@@ -101,8 +125,8 @@ static __device__ __forceinline__ void load_stage(uint4 *to, const uint4 *from, 
         int row = (int)(i * WARPS * 32 + threadIdx.x) / (STAGE / 8);
         int piece = (int)threadIdx.x % (STAGE / 8), at = stage * (STAGE / 8) + piece;
         bool there = first + row < n_all && at < n;
-        copy_async(to + piece_at(row, piece), there ? from + (int64_t)(first + row) * n + at : from,
-                   there);
+        copy_async(to + piece_at(STAGE / 8, row, piece),
+                   there ? from + (int64_t)(first + row) * n + at : from, there);
     }
 }
 
@@ -114,7 +138,7 @@ static __global__ void __launch_bounds__(WARPS * 32, 1)
     tiles_smem *smem = (tiles_smem *)bytes;
     int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     int first_row = (int)blockIdx.y * TILE, first_expert = (int)blockIdx.x * TILE;
-    int row = warp % 4 * 32 + lane / 4, expert = warp / 4 * 64 + lane / 4;
+    int row = warp % 4 * 32, expert = warp / 4 * 64; /* of the warp, in the tile */
     float c[2][8][4] = {0}, sum[2][8][4] = {0};
 
 #pragma unroll
@@ -137,18 +161,22 @@ static __global__ void __launch_bounds__(WARPS * 32, 1)
         asm volatile("cp.async.commit_group;" ::: "memory");
 #pragma unroll
         for (int i = 0; i < STAGE / STEP; i++) {
-            uint4 a[2][2];
+            uint4 a[2], b[4];
 #pragma unroll
-            for (int m = 0; m < 2; m++) {
-                a[m][0] = sx[piece_at(row + m * 16, i * 4 + lane % 4)];
-                a[m][1] = sx[piece_at(row + m * 16 + 8, i * 4 + lane % 4)];
-            }
+            for (int m = 0; m < 2; m++)
+                a[m] = load_matrices(
+                    sx + piece_at(STAGE / 8, row + m * 16 + lane % 16, i * 2 + lane / 16));
 #pragma unroll
-            for (int e = 0; e < 8; e++) {
-                uint4 b = sw[piece_at(expert + e * 8, i * 4 + lane % 4)];
-                multiply_step(c[0][e], a[0][0], a[0][1], b);
-                multiply_step(c[1][e], a[1][0], a[1][1], b);
-            }
+            for (int e = 0; e < 4; e++)
+                b[e] = load_matrices(sw + piece_at(STAGE / 8,
+                                                   expert + e * 16 + lane / 16 * 8 + lane % 8,
+                                                   i * 2 + lane / 8 % 2));
+#pragma unroll
+            for (int e = 0; e < 8; e++)
+#pragma unroll
+                for (int m = 0; m < 2; m++)
+                    multiply(c[m][e], a[m], e % 2 ? b[e / 2].z : b[e / 2].x,
+                             e % 2 ? b[e / 2].w : b[e / 2].y);
         }
         if (stage % (SLICE / STAGE) == SLICE / STAGE - 1 || stage == n_stages - 1) {
 #pragma unroll
@@ -160,8 +188,8 @@ static __global__ void __launch_bounds__(WARPS * 32, 1)
     }
 #pragma unroll
     for (int i = 0; i < 64; i++) {
-        int to_row = first_row + row + i / 32 * 16 + i % 4 / 2 * 8;
-        int to_expert = first_expert + warp / 4 * 64 + i / 4 % 8 * 8 + lane % 4 * 2 + i % 2;
+        int to_row = first_row + row + i / 32 * 16 + i % 4 / 2 * 8 + lane / 4;
+        int to_expert = first_expert + expert + i / 4 % 8 * 8 + lane % 4 * 2 + i % 2;
         if (to_row < n_rows && to_expert < n_experts)
             scores[(int64_t)to_row * n_experts + to_expert] = sum[i / 32][i / 4 % 8][i % 4];
     }
@@ -249,7 +277,9 @@ static lh_status launch_logits(lh_stream *s, const lh_router_args *a)
     if (a->n_rows <= FEW_ROWS) {
         int warps = n_slices < 4 ? 4 : n_slices < FEW_WARPS ? n_slices : FEW_WARPS;
         dim3 grid((unsigned)div_up(a->n_experts, 8), (unsigned)div_up(a->n_rows, 16));
-        logits_few_kernel<<<grid, warps * 32, n_slices * 128 * sizeof(float), s->stream>>>(
+        size_t bytes = (size_t)warps * sizeof(few_smem) + (size_t)n_slices * 128 * sizeof(float);
+        LH_TRY(lh_cuda_shared((const void *)logits_few_kernel, bytes));
+        logits_few_kernel<<<grid, warps * 32, bytes, s->stream>>>(
             a->scores, (const uint4 *)a->x, (const uint4 *)a->w, (int)a->n_rows, a->n_experts, n,
             n_slices);
     } else {

@@ -11,12 +11,12 @@
 template <int TAPS>
 static __global__ void __launch_bounds__(THREADS)
     short_conv_kernel(uint4 *y, int64_t ldy, const uint4 *x, int64_t ldx, const uint4 *halo,
-                      const bf16 *w, int n_rows, int n, int run)
+                      const uint4 *w, int n_rows, int n, int run)
 {
     int channel = (int)(blockIdx.y * THREADS + threadIdx.x);
     int begin = (int)blockIdx.x * run, end = min(begin + run, n_rows);
-    uint4 row[TAPS - 1 + AHEAD];
-    float weight[TAPS][8];
+    uint4 row[TAPS - 1 + AHEAD], next[AHEAD];
+    float flat[8 * TAPS]; /* [8 channels, TAPS] */
 
     if (channel >= n)
         return;
@@ -29,14 +29,18 @@ static __global__ void __launch_bounds__(THREADS)
         row[j] = t < 0 ? halo[(t + TAPS - 1) * ldx] : x[t * ldx];
     }
 #pragma unroll
-    for (int j = 0; j < TAPS; j++)
+    for (int i = 0; i < AHEAD; i++)
+        next[i] = begin + i < end ? x[(begin + i) * ldx] : make_uint4(0, 0, 0, 0);
 #pragma unroll
-        for (int c = 0; c < 8; c++)
-            weight[j][c] = __bfloat162float(w[((int64_t)channel * 8 + c) * TAPS + j]);
+    for (int j = 0; j < TAPS; j++)
+        unpack8(flat + 8 * j, __ldg(w + (int64_t)channel * TAPS + j));
     for (int t = begin; t < end; t += AHEAD) {
 #pragma unroll
-        for (int i = 0; i < AHEAD; i++)
-            row[TAPS - 1 + i] = t + i < end ? x[(t + i) * ldx] : make_uint4(0, 0, 0, 0);
+        for (int i = 0; i < AHEAD; i++) {
+            int ahead = t + AHEAD + i;
+            row[TAPS - 1 + i] = next[i];
+            next[i] = ahead < end ? x[ahead * ldx] : make_uint4(0, 0, 0, 0);
+        }
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
             float sum[8] = {0};
@@ -46,7 +50,7 @@ static __global__ void __launch_bounds__(THREADS)
                 unpack8(f, row[i + j]);
 #pragma unroll
                 for (int c = 0; c < 8; c++)
-                    sum[c] = fmaf(weight[j][c], f[c], sum[c]);
+                    sum[c] = fmaf(flat[c * TAPS + j], f[c], sum[c]);
             }
 #pragma unroll
             for (int c = 0; c < 8; c++)
@@ -64,12 +68,13 @@ template <int TAPS> static void launch(lh_stream *s, const lh_short_conv_args *a
 {
     int n = (int)(a->n_channels / 8);
     int64_t blocks = div_up(n, THREADS);
-    int run = a->n_rows * blocks > 32 * 8 * (int64_t)s->n_sms ? 32 : 8;
+    int64_t rows_per_sm = a->n_rows * blocks / s->n_sms;
+    int run = rows_per_sm >= 256 ? 32 : rows_per_sm >= 16 ? 8 : AHEAD;
     dim3 grid((unsigned)div_up(a->n_rows, run), (unsigned)blocks);
 
     short_conv_kernel<TAPS><<<grid, THREADS, 0, s->stream>>>(
         (uint4 *)a->y, a->ldy / 8, (const uint4 *)a->x, a->ldx / 8, (const uint4 *)a->halo,
-        (const bf16 *)a->w, (int)a->n_rows, n, run);
+        (const uint4 *)a->w, (int)a->n_rows, n, run);
 }
 
 lh_status lh_cuda_short_conv(lh_stream *s, const lh_short_conv_args *a)
@@ -84,6 +89,7 @@ lh_status lh_cuda_short_conv(lh_stream *s, const lh_short_conv_args *a)
     LH_TRY(lh_cuda_aligned("short_conv", "y", a->y));
     LH_TRY(lh_cuda_aligned("short_conv", "x", a->x));
     LH_TRY(lh_cuda_aligned("short_conv", "halo", a->halo));
+    LH_TRY(lh_cuda_aligned("short_conv", "w", a->w));
     switch (a->taps) {
     case 2:
         launch<2>(s, a);
