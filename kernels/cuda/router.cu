@@ -76,6 +76,7 @@ static __global__ void __launch_bounds__(FEW_WARPS * 32)
     float *part = (float *)((few_smem *)bytes + blockDim.x / 32); /* [n_slices, 16, 8] */
     int first_row = (int)blockIdx.y * 16, first_expert = (int)blockIdx.x * 8;
 
+    let_next_begin();
     for (int slice = warp; slice < n_slices; slice += (int)blockDim.x / 32) {
         int at = slice * PIECES + lane;
         float c[4] = {0};
@@ -117,17 +118,37 @@ static __global__ void __launch_bounds__(FEW_WARPS * 32)
     }
 }
 
-static __device__ __forceinline__ void load_stage(uint4 *to, const uint4 *from, int first,
-                                                  int n_all, int n, int stage)
+/* What a thread copies of each stage of x or of w: one piece of every ROWS_APART-th row. */
+#define ROWS_APART (WARPS * 32 / (STAGE / 8))
+
+typedef struct tile_source {
+    const uint4 *from;
+    int64_t apart;  /* between its rows */
+    unsigned there; /* bit i: row i exists */
+} tile_source;
+
+static __device__ __forceinline__ tile_source source_of(const uint4 *from, int first, int n_all,
+                                                        int n)
 {
+    int row = first + (int)threadIdx.x / (STAGE / 8);
+    tile_source s = {.from = from + (int64_t)row * n + threadIdx.x % (STAGE / 8),
+                     .apart = (int64_t)ROWS_APART * n};
+
+    for (int i = 0; i < TILE / ROWS_APART; i++)
+        s.there |= (unsigned)(row + i * ROWS_APART < n_all) << i;
+    return s;
+}
+
+static __device__ __forceinline__ void load_stage(uint4 *to, const tile_source *s, int n, int stage)
+{
+    int row = (int)threadIdx.x / (STAGE / 8), piece = (int)threadIdx.x % (STAGE / 8);
+    const uint4 *from = s->from + stage * (STAGE / 8);
+    unsigned there = stage * (STAGE / 8) + piece < n ? s->there : 0;
+
+    to += piece_at(STAGE / 8, row, piece); /* ROWS_APART is a multiple of 8 */
 #pragma unroll
-    for (int i = 0; i < TILE * STAGE / 8 / (WARPS * 32); i++) {
-        int row = (int)(i * WARPS * 32 + threadIdx.x) / (STAGE / 8);
-        int piece = (int)threadIdx.x % (STAGE / 8), at = stage * (STAGE / 8) + piece;
-        bool there = first + row < n_all && at < n;
-        copy_async(to + piece_at(STAGE / 8, row, piece),
-                   there ? from + (int64_t)(first + row) * n + at : from, there);
-    }
+    for (int i = 0; i < TILE / ROWS_APART; i++, from += s->apart)
+        copy_async(to + i * ROWS_APART * (STAGE / 8), from, there >> i & 1);
 }
 
 static __global__ void __launch_bounds__(WARPS * 32, 1)
@@ -140,12 +161,15 @@ static __global__ void __launch_bounds__(WARPS * 32, 1)
     int first_row = (int)blockIdx.y * TILE, first_expert = (int)blockIdx.x * TILE;
     int row = warp % 4 * 32, expert = warp / 4 * 64; /* of the warp, in the tile */
     float c[2][8][4] = {0}, sum[2][8][4] = {0};
+    tile_source from_x = source_of(x, first_row, n_rows, n);
+    tile_source from_w = source_of(w, first_expert, n_experts, n);
 
+    let_next_begin();
 #pragma unroll
     for (int i = 0; i < STAGES - 1; i++) {
         if (i < n_stages) {
-            load_stage(smem->x[i], x, first_row, n_rows, n, i);
-            load_stage(smem->w[i], w, first_expert, n_experts, n, i);
+            load_stage(smem->x[i], &from_x, n, i);
+            load_stage(smem->w[i], &from_w, n, i);
         }
         asm volatile("cp.async.commit_group;" ::: "memory");
     }
@@ -154,11 +178,6 @@ static __global__ void __launch_bounds__(WARPS * 32, 1)
         int next = stage + STAGES - 1;
         asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
         __syncthreads(); /* this stage is there for all; all are done with the one before it */
-        if (next < n_stages) {
-            load_stage(smem->x[next % STAGES], x, first_row, n_rows, n, next);
-            load_stage(smem->w[next % STAGES], w, first_expert, n_experts, n, next);
-        }
-        asm volatile("cp.async.commit_group;" ::: "memory");
 #pragma unroll
         for (int i = 0; i < STAGE / STEP; i++) {
             uint4 a[2], b[4];
@@ -177,6 +196,13 @@ static __global__ void __launch_bounds__(WARPS * 32, 1)
                 for (int m = 0; m < 2; m++)
                     multiply(c[m][e], a[m], e % 2 ? b[e / 2].z : b[e / 2].x,
                              e % 2 ? b[e / 2].w : b[e / 2].y);
+            if (i == 0) { /* while the tensor cores are busy */
+                if (next < n_stages) {
+                    load_stage(smem->x[next % STAGES], &from_x, n, next);
+                    load_stage(smem->w[next % STAGES], &from_w, n, next);
+                }
+                asm volatile("cp.async.commit_group;" ::: "memory");
+            }
         }
         if (stage % (SLICE / STAGE) == SLICE / STAGE - 1 || stage == n_stages - 1) {
 #pragma unroll
@@ -216,6 +242,7 @@ static __global__ void __launch_bounds__(CHOICE_WARPS * 32)
 
     if (row >= n_rows)
         return;
+    wait_for_previous(); /* for the logits */
     scores += row * n_experts;
     expert += row * top_k;
     weight += row * top_k;
@@ -264,10 +291,14 @@ static __global__ void __launch_bounds__(CHOICE_WARPS * 32)
 
 template <int N> static void launch_choice(lh_stream *s, const lh_router_args *a)
 {
-    choice_kernel<N>
-        <<<(unsigned)div_up(a->n_rows, CHOICE_WARPS), CHOICE_WARPS * 32, 0, s->stream>>>(
-            a->expert, a->weight, a->scores, a->bias, (int)a->n_rows, a->n_experts, a->top_k,
-            a->renormalize, a->scale);
+    lh_cuda_early early;
+    dim3 grid((unsigned)div_up(a->n_rows, CHOICE_WARPS));
+
+    /* an error is kept for lh_cuda_launched */
+    (void)cudaLaunchKernelEx(lh_cuda_early_launch(&early, s, grid, CHOICE_WARPS * 32, 0),
+                             choice_kernel<N>, a->expert, a->weight, (const float *)a->scores,
+                             a->bias, (int)a->n_rows, a->n_experts, a->top_k, a->renormalize,
+                             a->scale);
 }
 
 static lh_status launch_logits(lh_stream *s, const lh_router_args *a)
