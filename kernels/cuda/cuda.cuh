@@ -25,8 +25,11 @@ typedef __nv_bfloat16 bf16;
 #define LH_CUDA_LEAST_ARCH 80 /* bf16 on the tensor cores, cp.async */
 
 /* A thread has streams of one GPU only: launches go to the device that open made current. */
+#define LH_CUDA_LOAD_BYTES ((size_t)32 << 20)
+
 struct lh_stream {
-    int device, n_sms, deterministic;
+    const lh_device_ops *ops; /* first: lh_stream_device */
+    int device, n_sms, deterministic, recording;
     int arch; /* compute capability: 80, 90 (Hopper), 100, ... */
     cudaStream_t stream;
     cublasHandle_t blas;
@@ -34,6 +37,8 @@ struct lh_stream {
     char *stage_host, *stage_device; /* rings of LH_CUDA_STAGE_BYTES */
     size_t stage_used;
     cudaEvent_t stage_free[2]; /* the halves of the ring: recorded when the last use was queued */
+    char *load_host[2];        /* pinned, LH_CUDA_LOAD_BYTES each: what is under way from a map */
+    cudaEvent_t load_free[2];
 };
 
 /* LH_OK, or LH_ERR_CUDA with the call's name and CUDA's text. */

@@ -91,6 +91,8 @@ lh_status lh_cuda_stage(lh_stream *s, const void **out, const void *host, size_t
 {
     size_t at = 0;
 
+    LH_REQUIRE(!s->recording, LH_ERR_INTERNAL,
+               "a host array in a recorded step: its place is used again");
     LH_REQUIRE(bytes <= STAGE_MOST, LH_ERR_UNSUPPORTED,
                "%zu bytes of host arrays in one call, the CUDA backend has at most %zu", bytes,
                STAGE_MOST);
@@ -152,6 +154,11 @@ static void cuda_close(lh_stream *s)
     for (int i = 0; i < 2; i++)
         if (s->stage_free[i])
             (void)cudaEventDestroy(s->stage_free[i]);
+    for (int i = 0; i < 2; i++) {
+        if (s->load_free[i])
+            (void)cudaEventDestroy(s->load_free[i]);
+        (void)cudaFreeHost(s->load_host[i]);
+    }
     (void)cudaFree(s->blas_work);
     (void)cudaFree(s->stage_device);
     (void)cudaFreeHost(s->stage_host);
@@ -233,6 +240,7 @@ static lh_status cuda_open(lh_stream **out, int index, int n_threads, int determ
                LH_CUDA_LEAST_ARCH % 10);
     s = (lh_stream *)calloc(1, sizeof *s);
     LH_REQUIRE(s, LH_ERR_NOMEM, "cuda stream");
+    s->ops = &lh_device_cuda;
     s->device = index;
     s->arch = arch_of(index);
     s->deterministic = deterministic;
@@ -290,6 +298,67 @@ static lh_status cuda_sync(lh_stream *s)
     return lh_cuda_status(cudaStreamSynchronize(s->stream), "work on the GPU");
 }
 
+/* The two pinned buffers of load, made at its first use: only an engine that loads needs them. */
+static lh_status open_load(lh_stream *s)
+{
+    for (int i = 0; i < 2; i++) {
+        void *p = NULL;
+        if (s->load_host[i])
+            continue;
+        LH_CUDA_TRY(cudaMallocHost(&p, LH_CUDA_LOAD_BYTES));
+        s->load_host[i] = (char *)p;
+        LH_CUDA_TRY(cudaEventCreateWithFlags(&s->load_free[i], cudaEventDisableTiming));
+    }
+    return LH_OK;
+}
+
+static lh_status cuda_load(lh_stream *s, void *device, const void *host, size_t bytes)
+{
+    LH_TRY(open_load(s));
+    for (size_t at = 0, i = 0; at < bytes; at += LH_CUDA_LOAD_BYTES, i ^= 1) {
+        size_t n = bytes - at < LH_CUDA_LOAD_BYTES ? bytes - at : LH_CUDA_LOAD_BYTES;
+        LH_CUDA_TRY(cudaEventSynchronize(s->load_free[i])); /* its last copy has left the buffer */
+        memcpy(s->load_host[i], (const char *)host + at, n);
+        LH_TRY(copy(s, (char *)device + at, s->load_host[i], n, cudaMemcpyHostToDevice, "load"));
+        LH_CUDA_TRY(cudaEventRecord(s->load_free[i], s->stream));
+    }
+    return LH_OK;
+}
+
+static lh_status cuda_record_begin(lh_stream *s)
+{
+    LH_CUDA_TRY(cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeThreadLocal));
+    s->recording = 1;
+    return LH_OK;
+}
+
+static lh_status cuda_record_end(lh_stream *s, void **recording)
+{
+    cudaGraph_t graph = NULL;
+    cudaGraphExec_t exec = NULL;
+
+    s->recording = 0;
+    LH_CUDA_TRY(cudaStreamEndCapture(s->stream, &graph));
+    cudaError_t e = cudaGraphInstantiate(&exec, graph, 0);
+    (void)cudaGraphDestroy(graph);
+    LH_TRY(lh_cuda_status(e, "recording of a step"));
+    *recording = exec;
+    return LH_OK;
+}
+
+static lh_status cuda_replay(lh_stream *s, void *recording)
+{
+    return lh_cuda_status(cudaGraphLaunch((cudaGraphExec_t)recording, s->stream),
+                          "a recorded step");
+}
+
+static void cuda_forget(lh_stream *s, void *recording)
+{
+    (void)cudaStreamSynchronize(s->stream);
+    if (recording)
+        (void)cudaGraphExecDestroy((cudaGraphExec_t)recording);
+}
+
 const lh_device_ops lh_device_cuda = {
     .name = "cuda",
     .open = cuda_open,
@@ -300,5 +369,10 @@ const lh_device_ops lh_device_cuda = {
     .download = cuda_download,
     .copy = cuda_copy,
     .zero = cuda_zero,
+    .load = cuda_load,
     .sync = cuda_sync,
+    .record_begin = cuda_record_begin,
+    .record_end = cuda_record_end,
+    .replay = cuda_replay,
+    .forget = cuda_forget,
 };

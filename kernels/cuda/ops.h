@@ -31,6 +31,7 @@ lh_status lh_cuda_mla_prefill(lh_stream *s, const lh_mla_prefill_args *a);
 lh_status lh_cuda_mla_decode(lh_stream *s, const lh_mla_decode_args *a);
 lh_status lh_cuda_router(lh_stream *s, const lh_router_args *a);
 lh_status lh_cuda_ffn(lh_stream *s, const lh_ffn_args *a);
+lh_status lh_cuda_moe_step(lh_stream *s, const lh_moe_step_args *a);
 lh_status lh_cuda_gather(lh_stream *s, const lh_gather_args *a);
 lh_status lh_cuda_combine(lh_stream *s, const lh_combine_args *a);
 

@@ -19,6 +19,7 @@ const lh_kernels lh_cuda_table = {
     .mla_decode = lh_cuda_mla_decode,
     .router = lh_cuda_router,
     .ffn = lh_cuda_ffn,
+    .moe_step = lh_cuda_moe_step,
     .gather = lh_cuda_gather,
     .combine = lh_cuda_combine,
     .kda_work_bytes = lh_cuda_kda_work_bytes,
