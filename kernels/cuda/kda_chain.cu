@@ -1,0 +1,566 @@
+/*
+ * KDA's chain over the chunks of a tile, per chunk, with S the state before it:
+ *     fresh = u - w S,   o = q S + scores fresh,   S <- diag(decay) S + k^T fresh.
+ *
+ * Four blocks have the columns of one tile and head. A warp of the chain has 16 columns, as
+ * S^T in f32 accumulators. For the outputs, other warps get the rounded S and fresh through shared
+ * memory, so that they are off the chain. One more warp brings in the images, stages ahead: each
+ * block of a cluster loads a part of an image and multicasts it to all. Blocks go on from item to
+ * item in a fixed order; a column's result does not depend on which block has it.
+ */
+#include "kernels/cuda/kda.cuh"
+
+#define BLOCKS 4 /* of a tile and head */
+#ifndef CLUSTER
+#define CLUSTER 4 /* blocks that load together, all or a part of those */
+#endif
+#define CHAIN_THREADS 160
+#define LOADER 4 /* the warp that loads */
+#define STAGES 3
+#define HAND 2 /* buffers from a warp of the chain to its warp of outputs */
+
+/* What comes in for a chunk: the image up to its end for this kernel, and columns of u. */
+#define MAPS_BYTES offsetof(kda_image, q)
+#define FINISH_BYTES offsetof(kda_image, u)
+#define GROUP_BYTES sizeof(((kda_image *)0)->u[0])
+
+static_assert(MAPS_BYTES % (128 * CLUSTER) == 0 && FINISH_BYTES % (128 * CLUSTER) == 0,
+              "each block loads an equal part, from a multiple of 128 bytes");
+
+typedef struct hand {
+    uint4 state[8][32]; /* S^T as a left operand: steps over d_k */
+    uint4 fresh[4][32]; /* the same, over tokens */
+    float down;         /* what undoes the scale of the state */
+} hand;
+
+typedef struct finish_shared {
+    struct {
+        uint4 image[FINISH_BYTES / 16];
+        uint4 u[2][4][32];
+    } stage[STAGES];
+    hand hands[2][HAND];
+    uint64_t full[STAGES], empty[STAGES], hand_full[2][HAND], hand_empty[2][HAND];
+} finish_shared;
+
+typedef struct maps_shared {
+    struct {
+        uint4 image[MAPS_BYTES / 16];
+        uint4 u[4][4][32];
+    } stage[STAGES];
+    uint64_t full[STAGES], empty[STAGES];
+} maps_shared;
+
+typedef struct chain_args {
+    const int64_t *start;
+    kda_work work;
+    int n_tiles, n_heads;
+    bf16 *o;               /* finish */
+    const float *state_in; /* finish */
+    float *state_out;      /* finish, or NULL */
+    float *map, *add;      /* maps */
+} chain_args;
+
+static __device__ __forceinline__ void barrier_init(uint64_t *b, int count)
+{
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(b)), "r"(count)
+                 : "memory");
+}
+
+static __device__ __forceinline__ void barrier_arrive(uint64_t *b)
+{
+    asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(shared_address(b)) : "memory");
+}
+
+/* At the same barrier of a block of the cluster. Orders nothing between the blocks, which share no
+ * data but what the copy engine brings; wider fences here would cost more than a chunk. */
+static __device__ __forceinline__ void barrier_arrive_at(uint64_t *b, int block)
+{
+    asm volatile("{\n"
+                 ".reg .b32 to;\n"
+                 "mapa.shared::cluster.u32 to, %0, %1;\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [to];\n"
+                 "}" ::"r"(shared_address(b)),
+                 "r"(block)
+                 : "memory");
+}
+
+static __device__ __forceinline__ void barrier_expect(uint64_t *b, unsigned bytes)
+{
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(b)),
+                 "r"(bytes)
+                 : "memory");
+}
+
+static __device__ __forceinline__ void barrier_wait(uint64_t *b, unsigned parity)
+{
+    asm volatile("{\n"
+                 ".reg .pred done;\n"
+                 "again:\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+                 "@!done bra again;\n"
+                 "}" ::"r"(shared_address(b)),
+                 "r"(parity)
+                 : "memory");
+}
+
+/* Into this block. */
+static __device__ __forceinline__ void bulk_copy(void *to, const void *from, unsigned bytes,
+                                                 uint64_t *b)
+{
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
+        "[%3];" ::"r"(shared_address(to)),
+        "l"(from), "r"(bytes), "r"(shared_address(b))
+        : "memory");
+}
+
+/* To the same place of every block of the cluster, whose barriers there count it. */
+static __device__ __forceinline__ void bulk_copy_to_all(void *to, const void *from, unsigned bytes,
+                                                        uint64_t *b)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::"
+                 "cluster [%0], [%1], %2, [%3], %4;" ::"r"(shared_address(to)),
+                 "l"(from), "r"(bytes), "r"(shared_address(b)),
+                 "h"((unsigned short)((1 << CLUSTER) - 1))
+                 : "memory");
+}
+
+static __device__ __forceinline__ void cluster_sync(void)
+{
+    asm volatile("barrier.cluster.arrive.release.aligned;\n"
+                 "barrier.cluster.wait.acquire.aligned;" ::
+                     : "memory");
+}
+
+static __device__ __forceinline__ int n_chunks(const chain_args *a, int tile)
+{
+    return (int)((a->start[tile + 1] - a->start[tile] + LH_CHUNK - 1) / LH_CHUNK);
+}
+
+/* Stages go round; the parity of a stage's barrier changes with each round. */
+typedef struct ring {
+    int at;
+    unsigned parity;
+} ring;
+
+static __device__ __forceinline__ void ring_next(ring *r, int n)
+{
+    if (++r->at == n) {
+        r->at = 0;
+        r->parity ^= 1;
+    }
+}
+
+/* S^T of 16 columns: register c[n][e] is column lane / 4 + 8 (e / 2) of the group and row n * 8 +
+ * lane % 4 * 2 + e % 2 of the state. */
+typedef struct columns {
+    float c[16][4];
+} columns;
+
+static __device__ __forceinline__ int state_at(int n, int e)
+{
+    int lane = threadIdx.x % 32;
+    return (n * 8 + lane % 4 * 2 + e % 2) * KDA_D + lane / 4 + e / 2 * 8;
+}
+
+static __device__ __forceinline__ float largest_of(const columns *s)
+{
+    float top = 0;
+
+#pragma unroll
+    for (int n = 0; n < 16; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            top = fmaxf(top, fabsf(s->c[n][e]));
+    return warp_max(top);
+}
+
+static __device__ __forceinline__ void scale(columns *s, float factor)
+{
+#pragma unroll
+    for (int n = 0; n < 16; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            s->c[n][e] *= factor;
+}
+
+static __device__ __forceinline__ void store_columns(float *to, const columns *s, float factor)
+{
+#pragma unroll
+    for (int n = 0; n < 16; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            to[state_at(n, e)] = s->c[n][e] * factor;
+}
+
+/* Steps 0 .. 7 of a chunk's products are those over d_k, four right operands each; then 16 tokens
+ * in two steps. */
+static __device__ __forceinline__ void load_step(uint4 (&b)[4], const kda_image *image, int step)
+{
+    int lane = threadIdx.x % 32;
+
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+        b[j] = step < 8 ? image->w[step][j][lane]
+                        : image->k[(step - 8) / 2][(step - 8) % 2 * 4 + j][lane];
+}
+
+static __device__ __forceinline__ uint4 as_left(const float (&low)[4], const float (&high)[4])
+{
+    return make_uint4(pack_half(low[0], low[1]), pack_half(low[2], low[3]),
+                      pack_half(high[0], high[1]), pack_half(high[2], high[3]));
+}
+
+/* A chunk of the chain. `u` NULL: 0. `to` NULL: no outputs are made. */
+static __device__ __forceinline__ void advance(columns *s, const kda_image *image,
+                                               const uint4 (*u)[32], float u_factor, hand *to,
+                                               float down, uint64_t *to_empty, unsigned to_parity,
+                                               uint64_t *to_full)
+{
+    int lane = threadIdx.x % 32;
+    float fresh[8][4] = {};
+    uint4 b[2][4];
+
+    load_step(b[0], image, 0);
+    if (u)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            uint4 x = u[i][lane];
+            float2 x0 = unpack_half(x.x), x1 = unpack_half(x.y);
+            float2 x2 = unpack_half(x.z), x3 = unpack_half(x.w);
+            fresh[2 * i][0] = x0.x * u_factor, fresh[2 * i][1] = x0.y * u_factor;
+            fresh[2 * i][2] = x1.x * u_factor, fresh[2 * i][3] = x1.y * u_factor;
+            fresh[2 * i + 1][0] = x2.x * u_factor, fresh[2 * i + 1][1] = x2.y * u_factor;
+            fresh[2 * i + 1][2] = x3.x * u_factor, fresh[2 * i + 1][3] = x3.y * u_factor;
+        }
+    if (to)
+        barrier_wait(to_empty, to_parity);
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        uint4 left = as_left(s->c[2 * i], s->c[2 * i + 1]);
+        load_step(b[(i + 1) & 1], image, i + 1);
+        if (to)
+            to->state[i][lane] = left;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            mma_half(fresh[2 * j], left, b[i & 1][j].x, b[i & 1][j].y);
+            mma_half(fresh[2 * j + 1], left, b[i & 1][j].z, b[i & 1][j].w);
+        }
+#pragma unroll
+        for (int n = 2 * i; n < 2 * i + 2; n++) {
+            float2 d = *(const float2 *)&image->decay[n * 8 + lane % 4 * 2];
+            s->c[n][0] *= d.x, s->c[n][1] *= d.y;
+            s->c[n][2] *= d.x, s->c[n][3] *= d.y;
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        uint4 left = as_left(fresh[i / 2 * 2], fresh[i / 2 * 2 + 1]);
+        if (i < 7)
+            load_step(b[(i + 1) & 1], image, i + 9);
+        if (to && i % 2 == 0)
+            to->fresh[i / 2][lane] = left;
+        if (to && i == 6) {
+            if (lane == 0)
+                to->down = down;
+            __syncwarp(); /* all have written */
+            if (lane == 0)
+                barrier_arrive(to_full);
+        }
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            int n = (i % 2 * 4 + j) * 2;
+            mma_half(s->c[n], left, b[i & 1][j].x, b[i & 1][j].y);
+            mma_half(s->c[n + 1], left, b[i & 1][j].z, b[i & 1][j].w);
+        }
+    }
+}
+
+/* This warp has read a stage: every block of the cluster may load it again. */
+static __device__ __forceinline__ void free_stage(uint64_t *empty)
+{
+    __syncwarp();
+    if (threadIdx.x % 32 < CLUSTER)
+        barrier_arrive_at(empty, threadIdx.x % 32);
+}
+
+/* The loader, one lane of it. `u_bytes` per chunk are this block's own, from column group `group`
+ * on. */
+static __device__ void load_images(const chain_args *a, char *stages, size_t stage_bytes,
+                                   unsigned image_bytes, uint64_t *full, uint64_t *empty, int group,
+                                   unsigned u_bytes)
+{
+    int n_items = a->n_tiles * a->n_heads;
+    unsigned part = image_bytes / CLUSTER, from = blockIdx.x % CLUSTER * part;
+    ring r = {0, 1};
+
+    for (int item = blockIdx.x / BLOCKS; item < n_items; item += gridDim.x / BLOCKS) {
+        int tile = item / a->n_heads, n = n_chunks(a, tile);
+        const kda_image *image =
+            a->work.image + kda_first_slot(a->start, tile) * a->n_heads + item % a->n_heads;
+        for (int i = 0; i < n; i++, image += a->n_heads) {
+            char *to = stages + r.at * stage_bytes;
+            barrier_wait(&empty[r.at], r.parity);
+            barrier_expect(&full[r.at], image_bytes + u_bytes);
+            if (CLUSTER > 1)
+                bulk_copy_to_all(to + from, (const char *)image + from, part, &full[r.at]);
+            else
+                bulk_copy(to, image, image_bytes, &full[r.at]);
+            if (u_bytes)
+                bulk_copy(to + image_bytes, image->u[group], u_bytes, &full[r.at]);
+            ring_next(&r, STAGES);
+        }
+    }
+}
+
+static __device__ void init_barriers(uint64_t *full, uint64_t *empty)
+{
+    for (int i = 0; i < STAGES; i++) {
+        barrier_init(&full[i], 1);
+        barrier_init(&empty[i], 4 * CLUSTER);
+    }
+}
+
+static __device__ __forceinline__ void fence_barriers(void)
+{
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+/* A warp of the chain with outputs: column group `group`. */
+static __device__ void run_finish(finish_shared *s, const chain_args *a, int warp, int group)
+{
+    int n_items = a->n_tiles * a->n_heads;
+    ring r = {0, 0}, h = {0, 1};
+
+    for (int item = blockIdx.x / BLOCKS; item < n_items; item += gridDim.x / BLOCKS) {
+        int tile = item / a->n_heads, n = n_chunks(a, tile);
+        int64_t at = (int64_t)item * KDA_D * KDA_D + group * KDA_GROUP;
+        columns c;
+#pragma unroll
+        for (int i = 0; i < 16; i++)
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                c.c[i][e] = a->state_in[at + state_at(i, e)];
+        float largest =
+            fmaxf(largest_of(&c), __uint_as_float(a->work.v_largest[item * KDA_GROUPS + group]));
+        int e = kda_scale_exponent(largest);
+        float up = power_of_two(e);
+        scale(&c, up);
+        for (int i = 0; i < n; i++) {
+            const kda_image *image = (const kda_image *)s->stage[r.at].image;
+            barrier_wait(&s->full[r.at], r.parity);
+            advance(&c, image, s->stage[r.at].u[warp], up * image->v_scale[group],
+                    &s->hands[warp][h.at], power_of_two(-e), &s->hand_empty[warp][h.at], h.parity,
+                    &s->hand_full[warp][h.at]);
+            free_stage(&s->empty[r.at]);
+            ring_next(&r, STAGES);
+            ring_next(&h, HAND);
+        }
+        if (a->state_out)
+            store_columns(a->state_out + at, &c, power_of_two(-e));
+    }
+}
+
+static __device__ __forceinline__ void swap_quads(unsigned &x, unsigned &y, int other)
+{
+    int upper = (threadIdx.x & other) != 0;
+    unsigned give = upper ? x : y, got = __shfl_xor_sync(0xffffffffu, give, other);
+    if (upper)
+        x = got;
+    else
+        y = got;
+}
+
+/* A warp of outputs: those of the columns of `group`, whose chain is in warp `warp`. */
+static __device__ void run_outputs(finish_shared *s, const chain_args *a, int warp, int group)
+{
+    int lane = threadIdx.x % 32, n_items = a->n_tiles * a->n_heads;
+    int64_t ld = (int64_t)a->n_heads * KDA_D;
+    ring r = {0, 0}, h = {0, 0};
+
+    for (int item = blockIdx.x / BLOCKS; item < n_items; item += gridDim.x / BLOCKS) {
+        int tile = item / a->n_heads, n = n_chunks(a, tile);
+        int64_t n_rows = a->start[tile + 1] - a->start[tile];
+        bf16 *o = a->o + a->start[tile] * ld + item % a->n_heads * KDA_D + group * KDA_GROUP;
+        for (int i = 0; i < n; i++) {
+            const kda_image *image = (const kda_image *)s->stage[r.at].image;
+            const hand *from = &s->hands[warp][h.at];
+            float out[4][2][4] = {};
+            barrier_wait(&s->full[r.at], r.parity);
+            barrier_wait(&s->hand_full[warp][h.at], h.parity);
+            float down = from->down;
+#pragma unroll
+            for (int step = 0; step < 8; step++) {
+                uint4 state = from->state[step][lane];
+#pragma unroll
+                for (int m = 0; m < 4; m++) {
+                    uint4 q = image->q[step][m][lane];
+                    mma_half(out[m][0], q, state.x, state.z);
+                    mma_half(out[m][1], q, state.y, state.w);
+                }
+            }
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                uint4 fresh = from->fresh[j][lane];
+#pragma unroll
+                for (int m = j; m < 4; m++) {
+                    uint4 scores = image->scores[m * (m + 1) / 2 + j][lane];
+                    mma_half(out[m][0], scores, fresh.x, fresh.z);
+                    mma_half(out[m][1], scores, fresh.y, fresh.w);
+                }
+            }
+            __syncwarp(); /* all have read */
+            if (lane == 0)
+                barrier_arrive(&s->hand_empty[warp][h.at]);
+            free_stage(&s->empty[r.at]);
+            ring_next(&r, STAGES);
+            ring_next(&h, HAND);
+            /* A lane has two columns each of (rows lane / 4, + 8) x (columns 0 .. 7, 8 .. 15);
+             * among four lanes they are turned into one piece of eight columns each. */
+#pragma unroll
+            for (int m = 0; m < 4; m++) {
+                unsigned x0 = pack_bf16(out[m][0][0] * down, out[m][0][1] * down);
+                unsigned x1 = pack_bf16(out[m][1][0] * down, out[m][1][1] * down);
+                unsigned x2 = pack_bf16(out[m][0][2] * down, out[m][0][3] * down);
+                unsigned x3 = pack_bf16(out[m][1][2] * down, out[m][1][3] * down);
+                swap_quads(x0, x1, 1);
+                swap_quads(x2, x3, 1);
+                swap_quads(x0, x2, 2);
+                swap_quads(x1, x3, 2);
+                int64_t row = (int64_t)i * LH_CHUNK + m * 16 + lane / 4 + (lane & 2) * 4;
+                if (row < n_rows)
+                    *(uint4 *)(o + row * ld + (lane & 1) * 8) = make_uint4(x0, x1, x2, x3);
+            }
+        }
+    }
+}
+
+static __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(CHAIN_THREADS, 1)
+    finish_kernel(const chain_args a)
+{
+    extern __shared__ __align__(128) char raw[];
+    finish_shared *s = (finish_shared *)raw;
+    int warp = threadIdx.x / 32, part = blockIdx.x % BLOCKS;
+
+    if (threadIdx.x == 0) {
+        init_barriers(s->full, s->empty);
+        for (int i = 0; i < 2; i++)
+            for (int j = 0; j < HAND; j++) {
+                barrier_init(&s->hand_full[i][j], 1);
+                barrier_init(&s->hand_empty[i][j], 1);
+            }
+        fence_barriers();
+    }
+    cluster_sync();
+    if (warp == LOADER) {
+        if (threadIdx.x % 32 == 0)
+            load_images(&a, (char *)s->stage, sizeof(s->stage[0]), FINISH_BYTES, s->full, s->empty,
+                        part * 2, 2 * GROUP_BYTES);
+        __syncwarp();
+    } else if (warp < 2) {
+        run_finish(s, &a, warp, part * 2 + warp);
+    } else {
+        run_outputs(s, &a, warp - 2, part * 2 + warp - 2);
+    }
+    cluster_sync(); /* nobody leaves while others arrive at its barriers */
+}
+
+/* Blocks 0 and 1 of four have the columns of add, 2 and 3 those of map. */
+static __device__ void run_maps(maps_shared *s, const chain_args *a, int warp, int part)
+{
+    int n_items = a->n_tiles * a->n_heads, of_map = part >= 2, group = part % 2 * 4 + warp;
+    ring r = {0, 0};
+
+    for (int item = blockIdx.x / BLOCKS; item < n_items; item += gridDim.x / BLOCKS) {
+        int tile = item / a->n_heads, n = n_chunks(a, tile);
+        int64_t at = (int64_t)item * KDA_D * KDA_D + group * KDA_GROUP;
+        int e = kda_scale_exponent(
+            of_map ? 1.0f : __uint_as_float(a->work.v_largest[item * KDA_GROUPS + group]));
+        float up = power_of_two(e);
+        columns c;
+#pragma unroll
+        for (int i = 0; i < 16; i++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                int to = state_at(i, j) + group * KDA_GROUP;
+                c.c[i][j] = of_map && to / KDA_D == to % KDA_D ? up : 0.0f;
+            }
+        for (int i = 0; i < n; i++) {
+            const kda_image *image = (const kda_image *)s->stage[r.at].image;
+            barrier_wait(&s->full[r.at], r.parity);
+            if (of_map)
+                advance(&c, image, NULL, 0, NULL, 0, NULL, 0, NULL);
+            else
+                advance(&c, image, s->stage[r.at].u[warp], up * image->v_scale[group], NULL, 0,
+                        NULL, 0, NULL);
+            free_stage(&s->empty[r.at]);
+            ring_next(&r, STAGES);
+        }
+        store_columns((of_map ? a->map : a->add) + at, &c, power_of_two(-e));
+    }
+}
+
+static __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(CHAIN_THREADS, 1)
+    maps_kernel(const chain_args a)
+{
+    extern __shared__ __align__(128) char raw[];
+    maps_shared *s = (maps_shared *)raw;
+    int warp = threadIdx.x / 32, part = blockIdx.x % BLOCKS;
+
+    if (threadIdx.x == 0) {
+        init_barriers(s->full, s->empty);
+        fence_barriers();
+    }
+    cluster_sync();
+    if (warp == LOADER) {
+        if (threadIdx.x % 32 == 0)
+            load_images(&a, (char *)s->stage, sizeof(s->stage[0]), MAPS_BYTES, s->full, s->empty,
+                        part % 2 * 4, part < 2 ? 4 * GROUP_BYTES : 0);
+        __syncwarp();
+    } else {
+        run_maps(s, &a, warp, part);
+    }
+    cluster_sync(); /* nobody leaves while others arrive at its barriers */
+}
+
+/* Four for each tile and head, but no more than fit at once. */
+static unsigned n_blocks(const lh_stream *s, const chain_args *a)
+{
+    int64_t items = (int64_t)a->n_tiles * a->n_heads;
+    return (unsigned)(lh_min64(items, lh_max64(1, s->n_sms / BLOCKS)) * BLOCKS);
+}
+
+lh_status kda_maps(lh_stream *s, const lh_kda_prepare_args *a, const int64_t *start)
+{
+    chain_args c = {
+        .start = start, .n_tiles = a->tiles.n, .n_heads = a->n_heads, .map = a->map, .add = a->add};
+
+    kda_place_work(&c.work, a->work, a->n_rows, a->tiles.n, a->n_heads);
+    LH_TRY(lh_cuda_shared((const void *)maps_kernel, sizeof(maps_shared)));
+    maps_kernel<<<n_blocks(s, &c), CHAIN_THREADS, sizeof(maps_shared), s->stream>>>(c);
+    return lh_cuda_launched(s, "kda_prepare");
+}
+
+/* Reads 1,114 bytes of each row and head, and writes 256. */
+lh_status lh_cuda_kda_finish(lh_stream *s, const lh_kda_finish_args *a)
+{
+    chain_args c = {.n_tiles = a->tiles.n,
+                    .n_heads = a->n_heads,
+                    .o = (bf16 *)a->o,
+                    .state_in = a->state_in,
+                    .state_out = a->state_out};
+    const void *start = NULL;
+
+    LH_TRY(lh_check_kda_finish(a));
+    LH_TRY(kda_check_size("kda_finish", a->d_k, a->d_v));
+    if (a->n_rows == 0)
+        return LH_OK;
+    LH_REQUIRE((int64_t)a->tiles.n * a->n_heads * KDA_GROUPS <= INT32_MAX, LH_ERR_UNSUPPORTED,
+               "kda_finish: %d tiles of %d heads", a->tiles.n, a->n_heads);
+    kda_place_work(&c.work, a->work, a->n_rows, a->tiles.n, a->n_heads);
+    LH_TRY(lh_cuda_stage(s, &start, a->tiles.start, ((size_t)a->tiles.n + 1) * sizeof(int64_t)));
+    c.start = (const int64_t *)start;
+    LH_TRY(lh_cuda_shared((const void *)finish_kernel, sizeof(finish_shared)));
+    finish_kernel<<<n_blocks(s, &c), CHAIN_THREADS, sizeof(finish_shared), s->stream>>>(c);
+    return lh_cuda_launched(s, "kda_finish");
+}
