@@ -1,0 +1,519 @@
+/*
+ * Attention of MLA for single tokens, absorbed, in four kernels: the queries into latent space;
+ * ranges of keys, each for itself; the ranges merged; the result into the values' space.
+ *
+ * A range's rows of the cache are read once for all heads of a block of threads. The sums of one
+ * head do not depend on the heads and sequences beside it; with a deterministic stream the cut into
+ * ranges follows from the sequence's own number of keys, otherwise from all of the call.
+ */
+#include "base/mem.h"
+#include "kernels/cuda/mla.cuh"
+
+#define MAX_SEQ 128     /* of a launch: their pointers travel with it */
+#define SPLIT 132       /* a sequence is cut into at most so many ranges */
+#define LEAST_RANGE 64  /* keys */
+#define FIXED_RANGE 256 /* the same for a deterministic stream, where many sequences cannot share */
+#define LEAST_KEYS 64   /* the cut is at multiples of it: both sizes of tile divide it */
+
+#define THREADS 256
+#define GROUPS 4 /* of warps that share the 576 columns of a score */
+#define GROUP_STEPS (MLA_WIDTH / 16 / GROUPS)
+#define ROW_BYTES (MLA_WIDTH * 2)
+#define CHUNKS (MLA_WIDTH / 8) /* 16-byte chunks of a row */
+#define COLUMNS 128            /* latents of a block of absorb and merge */
+#define SEQS 8                 /* sequences of a block of absorb and project */
+
+static_assert(MLA_WIDTH % (16 * GROUPS) == 0 && MLA_LATENT == THREADS / 32 * 64, "even shares");
+
+typedef struct batch {
+    const bf16 *latent[MAX_SEQ];
+    int n_keys[MAX_SEQ];
+    int range[MAX_SEQ];     /* keys of a range */
+    int first[MAX_SEQ + 1]; /* ranges of the sequences before */
+    int n_seq, n_heads;
+    const bf16 *q;
+    const bf16 *w_kvb;
+    bf16 *o;
+    bf16 *query;   /* [n_seq, n_heads, MLA_WIDTH]: in latent space */
+    float *sum;    /* [ranges, n_heads, MLA_LATENT], not divided by the sum of the weights */
+    float2 *state; /* [ranges, n_heads]: maximum of the scores * MLA_SCALE_LOG2, sum */
+    float *merged; /* [n_seq, n_heads, MLA_LATENT] */
+} batch;
+
+/* heads: 16 or 32; the tile of a shared row of scores or weights is padded against bank conflicts. */
+template <int heads, int keys, int stages> struct attend_shared {
+    bf16 latent[stages][keys * MLA_WIDTH];
+    float score[GROUPS][heads][keys + 8];
+    bf16 weight[heads][keys + 8];
+    float factor[heads];
+};
+
+/* One head's 128 columns of q_nope W_uk, for up to 8 sequences; sums over four quarters of q_nope
+ * are added in rising order. The rest of q is copied. */
+template <int seqs>
+static __global__ void __launch_bounds__(THREADS) absorb_kernel(const __grid_constant__ batch b)
+{
+    __shared__ float q[seqs][MLA_NOPE];
+    __shared__ float2 part[4][seqs][COLUMNS / 2];
+    int head = blockIdx.y, first = blockIdx.z * seqs, pair = threadIdx.x % 64;
+    int quarter = threadIdx.x / 64, column = blockIdx.x * COLUMNS + 2 * pair;
+    const bf16 *w = b.w_kvb + (int64_t)head * MLA_KV * MLA_LATENT + column;
+    float2 sum[seqs] = {};
+
+    for (int i = threadIdx.x; i < seqs * MLA_NOPE; i += THREADS) {
+        int seq = first + i / MLA_NOPE;
+        q[i / MLA_NOPE][i % MLA_NOPE] =
+            seq < b.n_seq
+                ? __bfloat162float(b.q[((int64_t)seq * b.n_heads + head) * MLA_QK + i % MLA_NOPE])
+                : 0.0f;
+    }
+    __syncthreads();
+#pragma unroll 16
+    for (int i = quarter * 32; i < quarter * 32 + 32; i++) {
+        float2 x = __bfloat1622float2(*(const __nv_bfloat162 *)(w + (int64_t)i * MLA_LATENT));
+#pragma unroll
+        for (int s = 0; s < seqs; s++) {
+            sum[s].x = fmaf(q[s][i], x.x, sum[s].x);
+            sum[s].y = fmaf(q[s][i], x.y, sum[s].y);
+        }
+    }
+    for (int s = 0; s < seqs; s++)
+        part[quarter][s][pair] = sum[s];
+    __syncthreads();
+    for (int i = threadIdx.x; i < seqs * 64; i += THREADS) {
+        int s = i / 64;
+        float2 v = part[0][s][i % 64];
+        for (int p = 1; p < 4; p++) {
+            v.x += part[p][s][i % 64].x;
+            v.y += part[p][s][i % 64].y;
+        }
+        if (first + s < b.n_seq)
+            *(uint32_t *)(b.query + ((int64_t)(first + s) * b.n_heads + head) * MLA_WIDTH +
+                          blockIdx.x * COLUMNS + i % 64 * 2) = pack2(v.x, v.y);
+    }
+    for (int i = threadIdx.x; blockIdx.x == 0 && i < seqs * MLA_ROPE; i += THREADS) {
+        int64_t row = (int64_t)(first + i / MLA_ROPE) * b.n_heads + head;
+        if (first + i / MLA_ROPE < b.n_seq)
+            b.query[row * MLA_WIDTH + MLA_LATENT + i % MLA_ROPE] =
+                b.q[row * MLA_QK + MLA_NOPE + i % MLA_ROPE];
+    }
+}
+
+/* Keys key .. of the cache; those from `end` on become zeros. */
+template <int keys>
+static __device__ __forceinline__ void load_tile(uint32_t to, const bf16 *latent, int key, int end)
+{
+    for (int i = threadIdx.x; i < keys * CHUNKS; i += THREADS) {
+        int row = i / CHUNKS, chunk = i % CHUNKS;
+        bool present = key + row < end;
+        copy16(to + swizzled(row, chunk, ROW_BYTES),
+               latent + (int64_t)(present ? key + row : key) * MLA_WIDTH + chunk * 8, present);
+    }
+}
+
+/* This warp's share of the queries as left operands: its quarter of the columns, all heads. */
+template <int tiles>
+static __device__ __forceinline__ void load_query(uint32_t q[GROUP_STEPS][tiles][4],
+                                                  const bf16 *query, int n_heads)
+{
+    int lane = threadIdx.x % 32, column = threadIdx.x / 32 % GROUPS * GROUP_STEPS * 16 + lane % 4 * 2;
+
+#pragma unroll
+    for (int k = 0; k < GROUP_STEPS; k++)
+#pragma unroll
+        for (int i = 0; i < tiles; i++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                int head = i * 16 + j % 2 * 8 + lane / 4;
+                q[k][i][j] = head < n_heads ? *(const uint32_t *)(query + head * MLA_WIDTH + column +
+                                                                  k * 16 + j / 2 * 8)
+                                            : 0;
+            }
+}
+
+/* Scores over a quarter of the columns: each warp has one quarter and half of the tile's keys. */
+template <int tiles, int keys, typename shared>
+static __device__ __forceinline__ void score_tile(shared *sh, uint32_t latent,
+                                                  const uint32_t q[GROUP_STEPS][tiles][4])
+{
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp % GROUPS;
+    int key = warp / GROUPS * (keys / 2);
+    float s[tiles][keys / 16][4] = {};
+
+#pragma unroll
+    for (int k = 0; k < GROUP_STEPS; k++)
+#pragma unroll
+        for (int j = 0; j < keys / 32; j++) {
+            uint32_t x[4];
+            load_matrices(x, latent + swizzled(key + j * 16 + lane % 8 + lane / 16 * 8,
+                                               (group * GROUP_STEPS + k) * 2 + lane / 8 % 2,
+                                               ROW_BYTES));
+#pragma unroll
+            for (int i = 0; i < tiles; i++) {
+                mma(s[i][2 * j], q[k][i], x[0], x[1]);
+                mma(s[i][2 * j + 1], q[k][i], x[2], x[3]);
+            }
+        }
+#pragma unroll
+    for (int i = 0; i < tiles; i++)
+#pragma unroll
+        for (int j = 0; j < keys / 16; j++)
+#pragma unroll
+            for (int r = 0; r < 2; r++)
+                *(float2 *)&sh->score[group][i * 16 + r * 8 + lane / 4][key + j * 8 + lane % 4 * 2] =
+                    make_float2(s[i][j][2 * r], s[i][j][2 * r + 1]);
+}
+
+/* Scores to weights; each warp has its own heads. max and factor are the same on all lanes, sum is
+ * of this lane's keys. */
+template <int tiles, int keys, typename shared>
+static __device__ __forceinline__ void weigh_tile(shared *sh, float max[2 * tiles],
+                                                  float sum[2 * tiles], int present)
+{
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+
+#pragma unroll
+    for (int h = 0; h < 2 * tiles; h++) {
+        int head = warp * 2 * tiles + h;
+        float s[keys / 32], top = -INFINITY, add = 0;
+#pragma unroll
+        for (int i = 0; i < keys / 32; i++) {
+            int key = lane + i * 32;
+            s[i] = sh->score[0][head][key];
+#pragma unroll
+            for (int g = 1; g < GROUPS; g++)
+                s[i] += sh->score[g][head][key];
+            s[i] = key < present ? s[i] * MLA_SCALE_LOG2 : -INFINITY;
+            top = fmaxf(top, s[i]);
+        }
+        top = fmaxf(max[h], warp_max(top));
+        float factor = exp2_f(max[h] - top);
+        max[h] = top;
+#pragma unroll
+        for (int i = 0; i < keys / 32; i++) {
+            float x = exp2_f(s[i] - top);
+            add += x;
+            sh->weight[head][lane + i * 32] = __float2bfloat16(x);
+        }
+        sum[h] = fmaf(sum[h], factor, add);
+        if (lane == 0)
+            sh->factor[head] = factor;
+    }
+}
+
+/* o [heads, 64 columns of this warp] = o * factor + weights latents */
+template <int tiles, int keys, typename shared>
+static __device__ __forceinline__ void add_tile(float o[tiles][8][4], const shared *sh,
+                                                uint32_t latent)
+{
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+
+#pragma unroll
+    for (int i = 0; i < tiles; i++)
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            float factor = sh->factor[i * 16 + r * 8 + lane / 4];
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                o[i][j][2 * r] *= factor;
+                o[i][j][2 * r + 1] *= factor;
+            }
+        }
+#pragma unroll
+    for (int k = 0; k < keys / 16; k++) {
+        uint32_t p[tiles][4], x[4];
+#pragma unroll
+        for (int i = 0; i < tiles; i++)
+            load_matrices(p[i], shared_at(&sh->weight[i * 16 + lane % 16][k * 16 + lane / 16 * 8]));
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            load_matrices_t(
+                x, latent + swizzled(k * 16 + lane % 16, warp * 8 + j * 2 + lane / 16, ROW_BYTES));
+#pragma unroll
+            for (int i = 0; i < tiles; i++) {
+                mma(o[i][2 * j], p[i], x[0], x[1]);
+                mma(o[i][2 * j + 1], p[i], x[2], x[3]);
+            }
+        }
+    }
+}
+
+/* One range of keys, 16 * tiles heads. */
+template <int tiles, int keys, int stages>
+static __global__ void __launch_bounds__(THREADS) attend_kernel(const __grid_constant__ batch b)
+{
+    typedef attend_shared<tiles * 16, keys, stages> shared;
+    extern __shared__ __align__(1024) char memory[];
+    shared *sh = (shared *)memory;
+    int head = blockIdx.y * tiles * 16, n_heads = min(tiles * 16, b.n_heads - head);
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, range = blockIdx.x, seq = 0;
+    uint32_t q[GROUP_STEPS][tiles][4];
+    float o[tiles][8][4] = {}, max[2 * tiles], sum[2 * tiles];
+
+    for (int step = MAX_SEQ / 2; step > 0; step /= 2)
+        if (seq + step < b.n_seq && b.first[seq + step] <= range)
+            seq += step;
+    int begin = (range - b.first[seq]) * b.range[seq];
+    int end = min(begin + b.range[seq], b.n_keys[seq]), n_tiles = (end - begin + keys - 1) / keys;
+    const bf16 *latent = b.latent[seq];
+
+    for (int t = 0; t < stages - 1; t++) {
+        if (t < n_tiles)
+            load_tile<keys>(shared_at(sh->latent[t]), latent, begin + t * keys, end);
+        copy_commit();
+    }
+    load_query<tiles>(q, b.query + ((int64_t)seq * b.n_heads + head) * MLA_WIDTH, n_heads);
+    for (int h = 0; h < 2 * tiles; h++) {
+        max[h] = -INFINITY;
+        sum[h] = 0;
+    }
+    for (int t = 0; t < n_tiles; t++) {
+        uint32_t tile = shared_at(sh->latent[t % stages]);
+        int next = t + stages - 1;
+
+        copy_wait<stages - 2>();
+        __syncthreads(); /* the tile is there; the one before has been read */
+        if (next < n_tiles)
+            load_tile<keys>(shared_at(sh->latent[next % stages]), latent, begin + next * keys, end);
+        copy_commit();
+        score_tile<tiles, keys>(sh, tile, q);
+        __syncthreads(); /* the scores are there */
+        weigh_tile<tiles, keys>(sh, max, sum, end - begin - t * keys);
+        __syncthreads(); /* the weights are there */
+        add_tile<tiles, keys>(o, sh, tile);
+    }
+    int64_t row = (int64_t)range * b.n_heads + head;
+    for (int h = 0; h < 2 * tiles; h++) {
+        float total = warp_sum(sum[h]);
+        if (lane == 0 && warp * 2 * tiles + h < n_heads)
+            b.state[row + warp * 2 * tiles + h] = make_float2(max[h], total);
+    }
+#pragma unroll
+    for (int i = 0; i < tiles; i++)
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            int at = i * 16 + r * 8 + lane / 4;
+            float *to = b.sum + (row + at) * MLA_LATENT + warp * 64 + lane % 4 * 2;
+#pragma unroll
+            for (int j = 0; j < 8; j++)
+                if (at < n_heads)
+                    *(float2 *)(to + j * 8) = make_float2(o[i][j][2 * r], o[i][j][2 * r + 1]);
+        }
+}
+
+/* 128 columns of one head's ranges, in rising order: eight runs of them, then their sums. */
+static __global__ void __launch_bounds__(THREADS) merge_kernel(const __grid_constant__ batch b)
+{
+    __shared__ float factor[SPLIT], top[THREADS / 32];
+    __shared__ float4 part[8][COLUMNS / 4];
+    int head = blockIdx.y, seq = blockIdx.z, n = b.first[seq + 1] - b.first[seq];
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    int64_t row = (int64_t)b.first[seq] * b.n_heads + head;
+    float2 state = (int)threadIdx.x < n ? b.state[row + (int64_t)threadIdx.x * b.n_heads]
+                                        : make_float2(-INFINITY, 0);
+    float m = warp_max(state.x);
+
+    if (lane == 0)
+        top[warp] = m;
+    __syncthreads();
+    for (int i = 0; i < THREADS / 32; i++)
+        m = fmaxf(m, top[i]);
+    float f = exp2_f(state.x - m), total = block_sum(state.y * f);
+    if ((int)threadIdx.x < n)
+        factor[threadIdx.x] = f;
+    __syncthreads();
+
+    const float *from = b.sum + row * MLA_LATENT + blockIdx.x * COLUMNS + lane * 4;
+    int share = (n + 7) / 8, end = min(n, (warp + 1) * share);
+    float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll 8
+    for (int i = warp * share; i < end; i++) {
+        float4 x = *(const float4 *)(from + (int64_t)i * b.n_heads * MLA_LATENT);
+        sum.x = fmaf(x.x, factor[i], sum.x);
+        sum.y = fmaf(x.y, factor[i], sum.y);
+        sum.z = fmaf(x.z, factor[i], sum.z);
+        sum.w = fmaf(x.w, factor[i], sum.w);
+    }
+    part[warp][lane] = sum;
+    __syncthreads();
+    if (warp > 0)
+        return;
+    for (int i = 1; i < 8; i++) {
+        float4 x = part[i][lane];
+        sum.x += x.x;
+        sum.y += x.y;
+        sum.z += x.z;
+        sum.w += x.w;
+    }
+    float scale = 1.0f / total;
+    *(float4 *)(b.merged + ((int64_t)seq * b.n_heads + head) * MLA_LATENT + blockIdx.x * COLUMNS +
+                lane * 4) = make_float4(sum.x * scale, sum.y * scale, sum.z * scale, sum.w * scale);
+}
+
+/* 32 outputs of W_uv of one head, for up to 8 sequences; a warp has four of them. */
+template <int seqs>
+static __global__ void __launch_bounds__(THREADS) project_kernel(const __grid_constant__ batch b)
+{
+    __shared__ __align__(16) float x[seqs][MLA_LATENT];
+    int head = blockIdx.y, first = blockIdx.z * seqs, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    int out = blockIdx.x * 32 + warp * 4;
+    const bf16 *w = b.w_kvb + ((int64_t)head * MLA_KV + MLA_NOPE + out) * MLA_LATENT + lane * 8;
+    uint4 row[4][2];
+
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        for (int half = 0; half < 2; half++)
+            row[i][half] = *(const uint4 *)(w + i * MLA_LATENT + half * 256);
+    for (int i = threadIdx.x; i < seqs * MLA_LATENT; i += THREADS) {
+        int seq = first + i / MLA_LATENT;
+        x[i / MLA_LATENT][i % MLA_LATENT] =
+            seq < b.n_seq
+                ? b.merged[((int64_t)seq * b.n_heads + head) * MLA_LATENT + i % MLA_LATENT]
+                : 0.0f;
+    }
+    __syncthreads();
+    for (int s = 0; s < seqs && first + s < b.n_seq; s++) {
+        float sum[4] = {};
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                float y[8];
+                unpack8(y, row[i][half]);
+#pragma unroll
+                for (int j = 0; j < 8; j++)
+                    sum[i] = fmaf(y[j], x[s][half * 256 + lane * 8 + j], sum[i]);
+            }
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            sum[i] = warp_sum(sum[i]);
+        if (lane == 0)
+            *(uint2 *)(b.o + ((int64_t)(first + s) * b.n_heads + head) * MLA_V + out) =
+                make_uint2(pack2(sum[0], sum[1]), pack2(sum[2], sum[3]));
+    }
+}
+
+/* Ranges of the sequences in one launch, at most: the larger of the two ways to cut. */
+static size_t most_ranges(int64_t n_seq, int64_t n_keys)
+{
+    size_t fixed = 0, shared, n = (size_t)lh_min64(n_seq, MAX_SEQ);
+
+    lh_mul_size(&fixed, n, (size_t)lh_min64(SPLIT, div_up(n_keys, FIXED_RANGE)));
+    shared = n == 1 ? (size_t)lh_min64(SPLIT, div_up(n_keys, LEAST_RANGE)) : SPLIT + n;
+    return fixed > shared ? fixed : shared;
+}
+
+static size_t layout(batch *b, void *base, int64_t n_seq, int64_t n_keys, int n_heads)
+{
+    lh_carve c = {.base = base};
+    size_t heads = (size_t)n_heads, ranges = most_ranges(n_seq, n_keys);
+    size_t seqs = (size_t)lh_min64(n_seq, MAX_SEQ);
+
+    b->query = (bf16 *)lh_carve_take(&c, seqs, heads * MLA_WIDTH * sizeof(bf16), 256);
+    b->merged = (float *)lh_carve_take(&c, seqs, heads * MLA_LATENT * sizeof(float), 256);
+    b->sum = (float *)lh_carve_take(&c, ranges, heads * MLA_LATENT * sizeof(float), 256);
+    b->state = (float2 *)lh_carve_take(&c, ranges, heads * sizeof(float2), 256);
+    return c.used;
+}
+
+size_t lh_cuda_mla_decode_work_bytes(int64_t n_seq, int64_t n_keys, int n_heads, int d_latent,
+                                     int d_rope)
+{
+    batch b;
+
+    (void)d_latent, (void)d_rope; /* those that there are */
+    return n_seq == 0 ? 0 : layout(&b, NULL, n_seq, n_keys, n_heads);
+}
+
+/* The sequences first .. first + b->n_seq - 1 and their ranges. */
+static void cut(batch *b, const lh_mla_decode_args *a, int64_t first, int deterministic)
+{
+    int64_t all = 0, range;
+
+    for (int i = 0; i < b->n_seq; i++)
+        all += a->n_keys[first + i];
+    b->first[0] = 0;
+    for (int i = 0; i < b->n_seq; i++) {
+        b->latent[i] = (const bf16 *)a->latent[first + i];
+        b->n_keys[i] = (int)a->n_keys[first + i];
+        range = lh_round_up(div_up(deterministic ? b->n_keys[i] : all, SPLIT), LEAST_KEYS);
+        range = lh_max64(range, deterministic ? FIXED_RANGE : LEAST_RANGE);
+        b->range[i] = (int)lh_min64(range, lh_round_up(b->n_keys[i], LEAST_KEYS));
+        b->first[i + 1] = b->first[i] + (int)div_up(b->n_keys[i], b->range[i]);
+    }
+}
+
+template <int tiles, int keys, int stages> static lh_status attend(lh_stream *s, const batch *b)
+{
+    size_t bytes = sizeof(attend_shared<tiles * 16, keys, stages>);
+    dim3 grid((unsigned)b->first[b->n_seq], (unsigned)div_up(b->n_heads, tiles * 16));
+
+    LH_TRY(lh_cuda_shared((const void *)attend_kernel<tiles, keys, stages>, bytes));
+    attend_kernel<tiles, keys, stages><<<grid, THREADS, bytes, s->stream>>>(*b);
+    return lh_cuda_launched(s, "mla_decode");
+}
+
+#ifndef LH_MLA_KEYS
+#define LH_MLA_KEYS 64
+#define LH_MLA_STAGES 2
+#endif
+
+static lh_status launch(lh_stream *s, const batch *b)
+{
+    unsigned heads = (unsigned)b->n_heads, n = (unsigned)b->n_seq;
+    /* 16 heads a block where there are few blocks: the cache is read twice, but faster */
+    int few = b->n_heads <= 16 || b->first[b->n_seq] * div_up(b->n_heads, 32) * 2 <= s->n_sms;
+
+    if (n == 1)
+        absorb_kernel<1><<<dim3(MLA_LATENT / COLUMNS, heads, 1), THREADS, 0, s->stream>>>(*b);
+    else
+        absorb_kernel<SEQS><<<dim3(MLA_LATENT / COLUMNS, heads, (n + SEQS - 1) / SEQS), THREADS, 0,
+                              s->stream>>>(*b);
+    LH_TRY(lh_cuda_launched(s, "mla_decode"));
+    if (s->arch == 90)
+        LH_TRY(few ? (attend<1, LH_MLA_KEYS, LH_MLA_STAGES>(s, b))
+                   : (attend<2, LH_MLA_KEYS, LH_MLA_STAGES>(s, b)));
+    else
+        LH_TRY(few ? (attend<1, 32, 2>(s, b)) : (attend<2, 32, 2>(s, b)));
+    merge_kernel<<<dim3(MLA_LATENT / COLUMNS, heads, n), THREADS, 0, s->stream>>>(*b);
+    LH_TRY(lh_cuda_launched(s, "mla_decode"));
+    if (n == 1)
+        project_kernel<1><<<dim3(MLA_V / 32, heads, 1), THREADS, 0, s->stream>>>(*b);
+    else
+        project_kernel<SEQS><<<dim3(MLA_V / 32, heads, (n + SEQS - 1) / SEQS), THREADS, 0,
+                               s->stream>>>(*b);
+    return lh_cuda_launched(s, "mla_decode");
+}
+
+lh_status lh_cuda_mla_decode(lh_stream *s, const lh_mla_decode_args *a)
+{
+    int64_t longest = 0;
+
+    LH_TRY(lh_check_mla_decode(a));
+    LH_REQUIRE(a->d_nope == MLA_NOPE && a->d_rope == MLA_ROPE && a->d_v == MLA_V &&
+                   a->d_latent == MLA_LATENT,
+               LH_ERR_UNSUPPORTED,
+               "mla_decode: heads of %d + %d, values of %d, latents of %d, the CUDA backend has "
+               "128 + 64, 128, 512",
+               a->d_nope, a->d_rope, a->d_v, a->d_latent);
+    if (a->n_seq == 0)
+        return LH_OK;
+    LH_TRY(lh_cuda_aligned("mla_decode", "o", a->o));
+    LH_TRY(lh_cuda_aligned("mla_decode", "q", a->q));
+    LH_TRY(lh_cuda_aligned("mla_decode", "w_kvb", a->w_kvb));
+    for (int64_t i = 0; i < a->n_seq; i++) {
+        LH_TRY(lh_cuda_aligned("mla_decode", "latent", a->latent[i]));
+        longest = lh_max64(longest, a->n_keys[i]);
+    }
+    for (int64_t first = 0; first < a->n_seq; first += MAX_SEQ) {
+        batch b = {.n_seq = (int)lh_min64(MAX_SEQ, a->n_seq - first),
+                   .n_heads = a->n_heads,
+                   .q = (const bf16 *)a->q + first * a->n_heads * MLA_QK,
+                   .w_kvb = (const bf16 *)a->w_kvb,
+                   .o = (bf16 *)a->o + first * a->n_heads * MLA_V};
+        layout(&b, a->work, a->n_seq, longest, a->n_heads);
+        cut(&b, a, first, s->deterministic);
+        LH_TRY(launch(s, &b));
+    }
+    return LH_OK;
+}
