@@ -36,9 +36,10 @@ endfunction()
 set(LH_MPIEXEC ${MPIEXEC_EXECUTABLE} --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 --mca btl self,vader)
 
 # A test program from tests/<name>.c. RANKS 1,2,4 runs it under mpiexec once for each count (<name>.np4), otherwise it runs once, alone.
+# GPU runs it a second time (<name>.cuda) with --backend cuda, in a build that has it.
 #   lh_test(test_comm RANKS 1 2 3 4 LINK lh_parallel LABELS mpi TIMEOUT 60)
 function(lh_test name)
-    cmake_parse_arguments(T "" "TIMEOUT" "RANKS;LINK;LABELS;ARGS;SOURCES" ${ARGN})
+    cmake_parse_arguments(T "GPU" "TIMEOUT" "RANKS;LINK;LABELS;ARGS;SOURCES" ${ARGN})
     if(NOT T_TIMEOUT)
         set(T_TIMEOUT 60)
     endif()
@@ -60,6 +61,10 @@ function(lh_test name)
     else()
         add_test(NAME ${name} COMMAND ${name} ${T_ARGS})
         lh_test_properties(${name} 1 ${T_TIMEOUT} "unit;${T_LABELS}")
+    endif()
+    if(T_GPU AND LH_WITH_CUDA)
+        add_test(NAME ${name}.cuda COMMAND ${name} --backend cuda ${T_ARGS})
+        lh_test_properties(${name}.cuda 1 ${T_TIMEOUT} "gpu;${T_LABELS}")
     endif()
 endfunction()
 

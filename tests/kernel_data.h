@@ -11,13 +11,13 @@
 static const lh_kernels *kernels = &lh_kernels_cpu;
 static lh_stream *stream;
 static struct {
-    void *host[256], *device[256];
+    void *host[512], *device[256];
     int n_host, n_device;
 } data;
 
 static inline void *data_host(int64_t n, size_t bytes)
 {
-    CHECK(data.n_host < 256);
+    CHECK(data.n_host < 512);
     return data.host[data.n_host++] = calloc((size_t)n + 1, bytes);
 }
 
@@ -38,6 +38,59 @@ static inline void data_free(void)
         free(data.host[--data.n_host]);
     while (data.n_device > 0)
         kernels->device->release(stream, data.device[--data.n_device]);
+}
+
+/*
+ * Takes "--backend NAME" out of the arguments and chooses it: cpu without. Returns NULL, or why the
+ * tests cannot run here.
+ */
+static inline const char *choose_backend(int *argc, char **argv)
+{
+    for (int i = 1; i + 1 < *argc; i++)
+        if (strcmp(argv[i], "--backend") == 0) {
+            const char *name = argv[i + 1];
+            for (int j = i + 2; j <= *argc; j++)
+                argv[j - 2] = argv[j];
+            *argc -= 2;
+            kernels = strcmp(name, "cuda") == 0  ? lh_kernels_cuda()
+                      : strcmp(name, "cpu") == 0 ? &lh_kernels_cpu
+                                                 : NULL;
+            return kernels ? NULL : "no such backend in this build, or no GPU that it can use";
+        }
+    return NULL;
+}
+
+/*
+ * Tolerances of a backend. `rounding`: of a result as an activation, relative to it: f32 has it
+ * among the roundings that a test counts, bf16 has 8 bits. `f32`: how many times the error that
+ * exact operations of f32 would have: the GPU's exponential, quotient and root are approximate (2
+ * to 4 roundings), its tensor cores cut instead of rounding when they add.
+ */
+typedef struct tolerances {
+    double rounding, f32;
+} tolerances;
+
+static inline tolerances backend_tolerances(void)
+{
+    return kernels->act_bytes == 2 ? (tolerances){0x1p-8, 4} : (tolerances){0, 1};
+}
+
+/* The tolerance of an activation whose sums in f32 are off by `tol`. */
+static inline double act_tol(double tol)
+{
+    return backend_tolerances().rounding + tol * backend_tolerances().f32;
+}
+
+/* The same of a result in f32. */
+static inline double f32_tol(double tol)
+{
+    return tol * backend_tolerances().f32;
+}
+
+/* The backend's nearest size: CUDA takes rows in pieces of 8. */
+static inline int64_t act_width(int64_t n)
+{
+    return kernels->act_bytes == 2 ? (n + 7) / 8 * 8 : n;
 }
 
 static inline float act_round(float x)
@@ -70,6 +123,19 @@ static inline void *act_device(const float *host, int64_t n)
     for (int64_t i = 0; i < n; i++)
         half[i] = lh_f32_to_bf16(host[i]);
     return data_device(half, n, 2);
+}
+
+static inline void act_upload(void *device, const float *host, int64_t n)
+{
+    const void *from = host;
+    if (kernels->act_bytes == 2) {
+        lh_bf16 *half = data_host(n, sizeof *half);
+        for (int64_t i = 0; i < n; i++)
+            half[i] = lh_f32_to_bf16(host[i]);
+        from = half;
+    }
+    CHECK_OK(kernels->device->upload(stream, device, from, (size_t)n * kernels->act_bytes));
+    CHECK_OK(kernels->device->sync(stream));
 }
 
 /* What an operation left on the device, as f32. */

@@ -3,15 +3,19 @@
  * in the call and however many threads share it.
  *
  * Tolerances are relative to the largest result. A sum of n products of random sign is off by about
- * sqrt(n) / 2 roundings (2^-24 each); the largest of many results is some times the typical one.
+ * sqrt(n) / 2 roundings (2^-24 each, more on a GPU: tests/kernel_data.h); the largest of many
+ * results is some times the typical one.
  */
 #include "tests/kernel_data.h"
 #include "tests/reference/reference.h"
 
 #define EPS 0x1p-24
-#define TOL_PRODUCT(n_in) ((4 + sqrt((double)(n_in))) * EPS)
-/* two products in a row, with the sigmoid's 4 roundings between them */
-#define TOL_FFN(d, d_hidden) (TOL_PRODUCT(d) + TOL_PRODUCT(d_hidden) + 8 * EPS)
+#define SUM(n_in) ((4 + sqrt((double)(n_in))) * EPS)
+#define TOL_PRODUCT(n_in) act_tol(SUM(n_in))
+/* two products in a row, with the sigmoid's 4 roundings between them; what is between them may be
+ * rounded to activations */
+#define TOL_FFN(d, d_hidden)                                                                       \
+    (act_tol(SUM(d) + SUM(d_hidden) + 8 * EPS) + 3 * backend_tolerances().rounding)
 
 #define MAX_TILES 12
 typedef struct shape {
@@ -64,19 +68,21 @@ typedef struct problem {
 
 static problem problem_of(const shape *s)
 {
-    problem p = {.a = {.n_in = s->n_in, .n_out = s->n_out, .tiles = tiles_of(s)}};
+    problem p = {.a = {.tiles = tiles_of(s)}};
     lh_linear_args *a = &p.a;
 
+    a->n_in = act_width(s->n_in);
+    a->n_out = act_width(s->n_out);
     a->n_rows = a->tiles.start[s->n_tiles];
-    a->ldx = s->n_in + 3;
-    a->ldy = s->n_out + 5;
+    a->ldx = a->n_in + act_width(3);
+    a->ldy = a->n_out + act_width(5);
     p.y_size = a->n_rows * a->ldy;
     p.x = act_random(a->n_rows * a->ldx, 1);
     p.y = act_random(p.y_size, 1);
-    p.w = bf16_random(s->n_in * s->n_out, 1);
+    p.w = bf16_random(a->n_in * a->n_out, 1);
     a->x = p.dx = act_device(p.x, a->n_rows * a->ldx);
     a->y = p.dy = act_device(p.y, p.y_size);
-    a->w = data_device(p.w, s->n_in * s->n_out, 2);
+    a->w = data_device(p.w, a->n_in * a->n_out, 2);
     return p;
 }
 
@@ -123,14 +129,14 @@ static void test_f32_out(void)
     float *got = f32_host(y, p.y_size);
     for (int64_t i = 0; i < p.a.n_rows; i++) {
         ref_linear(want, p.x + i * p.a.ldx, p.w, 1, p.a.n_in, p.a.n_out);
-        CHECK_NEAR(got + i * p.a.ldy, want, p.a.n_out, TOL_PRODUCT(p.a.n_in));
+        CHECK_NEAR(got + i * p.a.ldy, want, p.a.n_out, f32_tol(SUM(p.a.n_in)));
     }
     data_free();
 }
 
 static float *run_linear(const problem *p)
 {
-    CHECK_OK(kernels->device->upload(stream, p->dy, p->y, (size_t)p->y_size * sizeof *p->y));
+    act_upload(p->dy, p->y, p->y_size);
     CHECK_OK(kernels->linear(stream, &p->a));
     return act_host(p->dy, p->y_size);
 }
@@ -155,9 +161,9 @@ static void check_linear_bits(problem p)
         p.a.y = (char *)p.dy + y_at;
         CHECK_SAME_BITS(run_linear(&p) + first * a.ldy, one + first * a.ldy,
                         (size_t)(n * a.ldy) * sizeof *one);
-        if (n != 1 || a.n_out < 3)
+        if (n != 1 || a.n_out < act_width(3) * 3)
             continue;
-        int64_t from = a.n_out / 3; /* a slice of the outputs of a row */
+        int64_t from = act_width(a.n_out / 3); /* a slice of the outputs of a row */
         p.a.w = a.w + from * a.n_in;
         p.a.n_out = a.n_out - from;
         p.a.y = (char *)p.dy + y_at + (size_t)from * act;
@@ -181,11 +187,9 @@ static void test_linear_nan(void)
     for (int i = 3; i < 5; i++, data_free()) {
         problem p = problem_of(&shapes[i]);
         int64_t last = p.a.n_rows - 1;
-        float *x = (float *)p.dx;
-        if (kernels->act_bytes != sizeof *x)
-            return;
-        x[0] = NAN;
-        x[last * p.a.ldx + p.a.n_in - 1] = NAN;
+        p.x[0] = NAN;
+        p.x[last * p.a.ldx + p.a.n_in - 1] = NAN;
+        act_upload(p.dx, p.x, p.a.n_rows * p.a.ldx);
         CHECK_OK(kernels->linear(stream, &p.a));
         float *y = act_host(p.dy, p.y_size);
         for (int64_t j = 0; j < p.a.n_out; j++) {
@@ -211,42 +215,110 @@ static void test_linear_extreme(void)
     }
 }
 
+/* The ids are the largest keys but for ties within `tol`, rising; the weights are theirs. */
+static void check_choice(const int32_t *id, const float *weight, const double *logits,
+                         const float *bias, int n, int top_k, int renormalize, double scale,
+                         double tol)
+{
+    double least = INFINITY, sum = 0, want[LH_MAX_TOP_K];
+
+    for (int j = 0; j < top_k; j++) {
+        CHECK(id[j] >= 0 && id[j] < n && (j == 0 || id[j] > id[j - 1]));
+        if (id[j] < 0 || id[j] >= n)
+            return;
+        want[j] = ref_sigmoid(logits[id[j]]);
+        least = fmin(least, want[j] + (double)bias[id[j]]);
+        sum += want[j];
+    }
+    for (int e = 0, j = 0; e < n; e++) {
+        if (j < top_k && id[j] == e)
+            j++;
+        else
+            CHECK(ref_sigmoid(logits[e]) + (double)bias[e] <= least + tol);
+    }
+    for (int j = 0; j < top_k; j++)
+        want[j] *= renormalize ? scale / (sum + 1e-20) : scale;
+    CHECK_NEAR(weight, want, top_k, tol);
+}
+
+typedef struct router_problem {
+    lh_router_args a;
+    float *x, *bias;
+    lh_bf16 *w;
+} router_problem;
+
+/* n_out experts. */
+static router_problem router_problem_of(const shape *s, int top_k, int renormalize)
+{
+    router_problem p = {.a = {.tiles = tiles_of(s), .top_k = top_k, .scale = 2.446f}};
+    lh_router_args *a = &p.a;
+    int64_t n = a->n_rows = a->tiles.start[s->n_tiles], d = a->d = act_width(s->n_in);
+
+    a->n_experts = (int)s->n_out;
+    a->renormalize = renormalize;
+    p.x = act_random(n * d, 1 / sqrt((double)d));
+    p.bias = act_random(s->n_out, 0.1);
+    p.w = bf16_random(s->n_out * d, 1);
+    a->x = act_device(p.x, n * d);
+    a->w = data_device(p.w, s->n_out * d, 2);
+    a->bias = data_device(p.bias, s->n_out, 4);
+    a->expert = data_device(data_host(n * top_k, 4), n * top_k, 4);
+    a->weight = data_device(data_host(n * top_k, 4), n * top_k, 4);
+    a->scores = data_device(data_host(n * s->n_out, 4), n * s->n_out, 4);
+    return p;
+}
+
+static int32_t *ids_host(const int32_t *device, int64_t n)
+{
+    int32_t *x = data_host(n, sizeof *x);
+    CHECK_OK(kernels->device->download(stream, x, device, (size_t)n * sizeof *x));
+    CHECK_OK(kernels->device->sync(stream));
+    return x;
+}
+
 static void check_router(const shape *s, int top_k, int renormalize)
 {
-    lh_tiles tiles = tiles_of(s);
-    int64_t n = tiles.start[s->n_tiles], d = s->n_in;
-    int n_experts = (int)s->n_out;
-    float *x = act_random(n * d, 1 / sqrt((double)d)), *bias = act_random(n_experts, 0.1);
-    lh_bf16 *w = bf16_random(n_experts * d, 1);
-    int32_t *expert = data_device(data_host(n * top_k, 4), n * top_k, sizeof *expert);
-    float *weight = data_device(data_host(n * top_k, 4), n * top_k, sizeof *weight);
-    double *logits = data_host(n * n_experts, sizeof *logits), want[LH_MAX_TOP_K];
+    router_problem p = router_problem_of(s, top_k, renormalize);
+    lh_router_args a = p.a;
+    int64_t size = a.n_rows * top_k;
+    double *logits = data_host(a.n_rows * a.n_experts, sizeof *logits), want[LH_MAX_TOP_K];
+    double tol = f32_tol(SUM(a.d) + 8 * EPS);
     int32_t want_id[LH_MAX_TOP_K];
-    lh_router_args a = {.expert = expert, .weight = weight, .x = act_device(x, n * d)};
 
-    a.scores = data_device(data_host(n * n_experts, 4), n * n_experts, 4);
-    a.w = data_device(w, n_experts * d, 2), a.bias = data_device(bias, n_experts, 4);
-    a.n_rows = n, a.d = d, a.n_experts = n_experts, a.top_k = top_k, a.tiles = tiles;
-    a.renormalize = renormalize, a.scale = 2.446f;
     CHECK_OK(kernels->router(stream, &a));
-    float *got = f32_host(weight, n * top_k);
-    int32_t *got_id = data_host(n * top_k, sizeof *got_id);
-    CHECK_OK(kernels->device->download(stream, got_id, expert, (size_t)(n * top_k) * 4));
-    ref_linear(logits, x, w, n, d, n_experts);
-    for (int64_t i = 0; i < n; i++) {
-        ref_route(want_id, want, logits + i * n_experts, bias, n_experts, top_k, renormalize,
-                  (double)a.scale);
-        CHECK_SAME_BITS(got_id + i * top_k, want_id, (size_t)top_k * sizeof *want_id);
-        CHECK_NEAR(got + i * top_k, want, top_k, TOL_PRODUCT(d) + 8 * EPS);
+    float *weight = f32_host(a.weight, size);
+    int32_t *id = ids_host(a.expert, size);
+    ref_linear(logits, p.x, p.w, a.n_rows, a.d, a.n_experts);
+    for (int64_t i = 0; i < a.n_rows; i++) {
+        const double *row = logits + i * a.n_experts;
+        ref_route(want_id, want, row, p.bias, a.n_experts, top_k, renormalize, (double)a.scale);
+        if (kernels->act_bytes == 4)
+            CHECK_SAME_BITS(id + i * top_k, want_id, (size_t)top_k * sizeof *want_id);
+        check_choice(id + i * top_k, weight + i * top_k, row, p.bias, a.n_experts, top_k,
+                     renormalize, (double)a.scale, tol);
+    }
+    for (int i = 0; i < a.tiles.n; i++) { /* each tile alone */
+        int64_t first = a.tiles.start[i], n = a.tiles.start[i + 1] - first, start[2] = {0, n};
+        lh_router_args b = a;
+        b.tiles = (lh_tiles){.n = 1, .start = start};
+        b.n_rows = n;
+        b.x = (const char *)a.x + (size_t)(first * a.d) * kernels->act_bytes;
+        CHECK_OK(kernels->router(stream, &b));
+        CHECK_SAME_BITS(f32_host(b.weight, n * top_k), weight + first * top_k,
+                        (size_t)(n * top_k) * sizeof *weight);
+        CHECK_SAME_BITS(ids_host(b.expert, n * top_k), id + first * top_k,
+                        (size_t)(n * top_k) * sizeof *id);
     }
 }
 
 static void test_router(void)
 {
-    for (int i = 0; i < N_SHAPES; i++, data_free()) {
+    for (int i = 0; i < N_SHAPES; i++) {
         int n = (int)shapes[i].n_out;
         check_router(&shapes[i], n < 8 ? n : 8, i % 2);
+        data_free();
         check_router(&shapes[i], 1, 1);
+        data_free();
     }
     check_router(&shapes[4], 64, 1);
     data_free();
@@ -255,29 +327,31 @@ static void test_router(void)
 /* Equal scores go to the lower ids; a NaN is chosen, and its weight is NaN. */
 static void test_router_ties(void)
 {
-    enum { N = 40, K = 6 };
-    float x[1] = {0}, weight[K], scores[N], bias[N] = {0};
-    lh_bf16 w[N] = {0};
-    int32_t expert[K];
+    enum { N = 40, K = 6, D = 8 };
+    float x[D] = {0}, bias[N] = {0}, zero[N * D] = {0};
     int64_t start[] = {0, 1};
-    lh_router_args a = {.expert = expert, .weight = weight, .scores = scores, .x = x, .w = w};
+    lh_router_args a = {.n_rows = 1, .d = D, .n_experts = N, .top_k = K, .scale = 2};
 
-    if (kernels != &lh_kernels_cpu)
-        return;
-    a.bias = bias, a.n_rows = 1, a.d = 1, a.n_experts = N, a.top_k = K, a.scale = 2;
     a.tiles = (lh_tiles){.n = 1, .start = start};
+    a.expert = data_device(zero, K, 4), a.weight = data_device(zero, K, 4);
+    a.scores = data_device(zero, N, 4), a.w = data_device(zero, N * D, 2);
     bias[30] = bias[20] = 1;
+    a.x = act_device(x, D), a.bias = data_device(bias, N, 4);
     CHECK_OK(kernels->router(stream, &a));
     for (int j = 0; j < K; j++) {
-        CHECK_EQ(expert[j], j < 4 ? j : j == 4 ? 20 : 30);
-        CHECK(weight[j] == 1.0f); /* without the bias */
+        CHECK_EQ(ids_host(a.expert, K)[j], j < 4 ? j : j == 4 ? 20 : 30);
+        CHECK(f32_host(a.weight, K)[j] == 1.0f); /* without the bias */
     }
     bias[35] = NAN;
+    a.bias = data_device(bias, N, 4);
     CHECK_OK(kernels->router(stream, &a));
-    CHECK_EQ(expert[K - 1], 35);
+    CHECK_EQ(ids_host(a.expert, K)[K - 1], 35);
     x[0] = NAN;
+    a.x = act_device(x, D);
     CHECK_OK(kernels->router(stream, &a));
+    float *weight = f32_host(a.weight, K);
     CHECK(isnan(weight[0]) && isnan(weight[K - 1]));
+    data_free();
 }
 
 typedef struct ffn_problem {
@@ -292,7 +366,7 @@ typedef struct ffn_problem {
 static void ffn_problem_of(ffn_problem *p, const shape *s)
 {
     lh_ffn_args *a = &p->a;
-    int64_t d = s->n_in, h = s->n_out;
+    int64_t d = act_width(s->n_in), h = act_width(s->n_out);
 
     *a = (lh_ffn_args){.n_nets = 3, .d = d, .d_hidden = h, .tiles = tiles_of(s), .net = p->net};
     a->n_rows = a->tiles.start[s->n_tiles];
@@ -369,6 +443,9 @@ static void test_ffn(void)
 
 int main(int argc, char **argv)
 {
+    const char *missing = choose_backend(&argc, argv);
+    if (missing)
+        SKIP(missing);
     check_init(argc, argv);
     reopen(2);
     RUN(test_linear);
