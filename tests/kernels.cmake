@@ -1,4 +1,4 @@
-lh_test(test_device LINK lh_kernels)
+lh_test(test_device GPU LINK lh_kernels)
 lh_test(test_vmath)
 lh_test(test_kernels_dense GPU SOURCES reference/dense.c LINK lh_kernels)
 lh_test(test_check_args LINK lh_kernels)

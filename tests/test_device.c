@@ -1,9 +1,9 @@
 #include <stdatomic.h>
 
 #include "kernels/cpu/cpu.h"
-#include "tests/check.h"
+#include "tests/kernel_data.h"
 
-static const lh_device_ops *dev = &lh_device_cpu;
+static const lh_device_ops *dev;
 
 /* Each item is run once, and its plain writes are seen by the caller, and by the next round. */
 typedef struct round_data {
@@ -90,12 +90,13 @@ static void test_open_close(void)
 {
     lh_stream *s = NULL;
 
-    for (int i = 0; i < 200; i++) {
+    for (int i = 0; i < (dev == &lh_device_cpu ? 200 : 10); i++) {
         CHECK_OK(dev->open(&s, 0, 1 + i % 5, 1));
         dev->close(s);
     }
     dev->close(NULL);
-    CHECK_STATUS(dev->open(&s, 1, 1, 1), LH_ERR_INVALID);
+    CHECK_STATUS(dev->open(&s, 999, 1, 1),
+                 dev == &lh_device_cpu ? LH_ERR_INVALID : LH_ERR_UNAVAILABLE);
     CHECK_STATUS(dev->open(&s, 0, 0, 1), LH_ERR_INVALID);
     CHECK_STATUS(dev->open(&s, 0, 5000, 1), LH_ERR_INVALID);
 }
@@ -173,13 +174,46 @@ static void test_memory(void)
     dev->close(s);
 }
 
+/* Many uploads without a wait between them arrive in order. */
+static void test_many_copies(void)
+{
+    enum { N = 400, SIZE = 100003, WAIT = 50 };
+    static unsigned char from[WAIT][SIZE], to[SIZE];
+    lh_stream *s = NULL;
+    void *p = NULL;
+    int wrong = 0;
+
+    CHECK_OK(dev->open(&s, 0, 1, 1));
+    CHECK_OK(dev->alloc(s, &p, SIZE, "test"));
+    for (int i = 0; i < N; i++) {
+        memset(from[i % WAIT], i, SIZE);
+        CHECK_OK(dev->upload(s, p, from[i % WAIT], SIZE - (size_t)i));
+        if (i % WAIT == WAIT - 1) {
+            CHECK_OK(dev->download(s, to, p, SIZE));
+            CHECK_OK(dev->sync(s));
+            for (int j = 0; j < SIZE; j++)
+                wrong += to[j] != (unsigned char)(j < SIZE - i ? i : SIZE - 1 - j);
+        }
+    }
+    CHECK_EQ(wrong, 0);
+    dev->release(s, p);
+    dev->close(s);
+}
+
 int main(int argc, char **argv)
 {
+    const char *missing = choose_backend(&argc, argv);
+    if (missing)
+        SKIP(missing);
     check_init(argc, argv);
-    RUN(test_rounds);
-    RUN(test_slow_worker);
+    dev = kernels->device;
+    if (kernels == &lh_kernels_cpu) {
+        RUN(test_rounds);
+        RUN(test_slow_worker);
+        RUN(test_rows);
+    }
     RUN(test_open_close);
-    RUN(test_rows);
+    RUN(test_many_copies);
     RUN(test_memory);
     return check_done();
 }
