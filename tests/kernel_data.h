@@ -185,11 +185,16 @@ static inline double tol_typical(double tol, const double *want, int64_t n, doub
 }
 
 /* The same backend with so many threads; what is on the device stays. */
-static inline void reopen(int n_threads)
+static inline void reopen_as(int n_threads, int deterministic)
 {
     kernels->device->close(stream);
     stream = NULL;
-    CHECK_OK(kernels->device->open(&stream, 0, n_threads, 1));
+    CHECK_OK(kernels->device->open(&stream, 0, n_threads, deterministic));
+}
+
+static inline void reopen(int n_threads)
+{
+    reopen_as(n_threads, 1);
 }
 
 #endif

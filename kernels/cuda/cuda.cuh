@@ -30,7 +30,8 @@ typedef __nv_bfloat16 bf16;
 struct lh_stream {
     const lh_device_ops *ops; /* first: lh_stream_device */
     int device, n_sms, deterministic, recording;
-    int arch; /* compute capability: 80, 90 (Hopper), 100, ... */
+    int arch;              /* compute capability: 80, 90 (Hopper), 100, ... */
+    int most_shared_bytes; /* of a block: 227 KiB on Hopper, 99 KiB on small GPUs */
     cudaStream_t stream;
     cublasHandle_t blas;
     void *blas_work;
@@ -67,44 +68,6 @@ lh_status lh_cuda_stage(lh_stream *s, const void **out, const void *host, size_t
 lh_status lh_cuda_multiple(const char *op, const char *field, int64_t value, int64_t of);
 lh_status lh_cuda_most(const char *op, const char *field, int64_t value, int64_t most);
 lh_status lh_cuda_aligned(const char *op, const char *field, const void *p);
-
-/*
- * A launch that may begin before the kernel queued before it has ended, where the GPU can
- * (Hopper): the kernel calls wait_for_previous before it reads what that one wrote, and that one
- * calls let_next_begin early. The rest of the stream keeps its order.
- */
-typedef struct lh_cuda_early {
-    cudaLaunchConfig_t config;
-    cudaLaunchAttribute attribute;
-} lh_cuda_early;
-
-static inline const cudaLaunchConfig_t *lh_cuda_early_launch(lh_cuda_early *e, const lh_stream *s,
-                                                             dim3 grid, dim3 block, size_t shared)
-{
-    e->attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    e->attribute.val.programmaticStreamSerializationAllowed = 1;
-    e->config = cudaLaunchConfig_t{.gridDim = grid,
-                                   .blockDim = block,
-                                   .dynamicSmemBytes = shared,
-                                   .stream = s->stream,
-                                   .attrs = &e->attribute,
-                                   .numAttrs = s->arch >= 90 ? 1u : 0u};
-    return &e->config;
-}
-
-static __device__ __forceinline__ void wait_for_previous(void)
-{
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-static __device__ __forceinline__ void let_next_begin(void)
-{
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;");
-#endif
-}
 
 /* Lets a kernel use `bytes` of dynamic shared memory (more than 48 KiB must be asked for). */
 lh_status lh_cuda_shared(const void *kernel, size_t bytes);

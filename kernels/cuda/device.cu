@@ -246,6 +246,8 @@ static lh_status cuda_open(lh_stream **out, int index, int n_threads, int determ
     s->deterministic = deterministic;
     LH_CUDA_TRY_OUT(cudaSetDevice(index));
     LH_CUDA_TRY_OUT(cudaDeviceGetAttribute(&s->n_sms, cudaDevAttrMultiProcessorCount, index));
+    LH_CUDA_TRY_OUT(cudaDeviceGetAttribute(&s->most_shared_bytes,
+                                           cudaDevAttrMaxSharedMemoryPerBlockOptin, index));
     LH_CUDA_TRY_OUT(cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking));
     LH_TRY_OUT(open_stage(s));
     LH_TRY_OUT(open_blas(s));

@@ -1,14 +1,16 @@
 #include "kernels/cuda/cuda.cuh"
 
 /*
- * Logits by the tensor cores, then the choice by a warp for each row. Row-invariant: a logit is the
+ * Logits by the tensor cores, then the choice by a warp for each row. Row-invariant, but for a
+ * stream that need not be deterministic, which leaves many rows to cuBLAS: a logit is the
  * sum, in rising order, of slices of SLICE elements, each summed by the same instructions in the
  * same order whether the call has few rows (a warp for each slice) or many (all slices in turn).
  */
 #define SLICE 256
 #define STEP 16 /* of an mma */
 
-#define FEW_ROWS 512 /* up to this many a block takes 16 rows and 8 experts */
+#define FEW_ROWS 512     /* up to this many a block takes 16 rows and 8 experts */
+#define FEW_ROWS_BLAS 32 /* the same where cuBLAS may take the rest */
 #define FEW_WARPS 12
 #define MOST_SLICES 64
 
@@ -76,7 +78,6 @@ static __global__ void __launch_bounds__(FEW_WARPS * 32)
     float *part = (float *)((few_smem *)bytes + blockDim.x / 32); /* [n_slices, 16, 8] */
     int first_row = (int)blockIdx.y * 16, first_expert = (int)blockIdx.x * 8;
 
-    let_next_begin();
     for (int slice = warp; slice < n_slices; slice += (int)blockDim.x / 32) {
         int at = slice * PIECES + lane;
         float c[4] = {0};
@@ -164,7 +165,6 @@ static __global__ void __launch_bounds__(WARPS * 32, 1)
     tile_source from_x = source_of(x, first_row, n_rows, n);
     tile_source from_w = source_of(w, first_expert, n_experts, n);
 
-    let_next_begin();
 #pragma unroll
     for (int i = 0; i < STAGES - 1; i++) {
         if (i < n_stages) {
@@ -242,7 +242,6 @@ static __global__ void __launch_bounds__(CHOICE_WARPS * 32)
 
     if (row >= n_rows)
         return;
-    wait_for_previous(); /* for the logits */
     scores += row * n_experts;
     expert += row * top_k;
     weight += row * top_k;
@@ -253,16 +252,23 @@ static __global__ void __launch_bounds__(CHOICE_WARPS * 32)
         key[i] = id < n_experts ? key_of(s[i] + __ldg(bias + id)) : 0;
     }
     for (int j = 0; j < top_k; j++) {
-        unsigned best = key[0];
-        int at = 0;
+        unsigned best[N];
+        int at[N];
 #pragma unroll
-        for (int i = 1; i < N; i++)
-            if (key[i] > best) {
-                best = key[i];
-                at = i;
-            }
-        unsigned top = __reduce_max_sync(0xffffffffu, best);
-        unsigned id = __reduce_min_sync(0xffffffffu, best == top ? lane + 32u * at : ~0u);
+        for (int i = 0; i < N; i++) {
+            best[i] = key[i];
+            at[i] = i;
+        }
+#pragma unroll
+        for (int apart = 1; apart < N; apart *= 2) /* ties stay with the lower */
+#pragma unroll
+            for (int i = 0; i < N; i += 2 * apart)
+                if (best[i + apart] > best[i]) {
+                    best[i] = best[i + apart];
+                    at[i] = at[i + apart];
+                }
+        unsigned top = __reduce_max_sync(0xffffffffu, best[0]);
+        unsigned id = __reduce_min_sync(0xffffffffu, best[0] == top ? lane + 32u * at[0] : ~0u);
 #pragma unroll
         for (int i = 0; i < N; i++)
             if (id == lane + 32u * i) {
@@ -291,24 +297,37 @@ static __global__ void __launch_bounds__(CHOICE_WARPS * 32)
 
 template <int N> static void launch_choice(lh_stream *s, const lh_router_args *a)
 {
-    lh_cuda_early early;
-    dim3 grid((unsigned)div_up(a->n_rows, CHOICE_WARPS));
+    choice_kernel<N>
+        <<<(unsigned)div_up(a->n_rows, CHOICE_WARPS), CHOICE_WARPS * 32, 0, s->stream>>>(
+            a->expert, a->weight, a->scores, a->bias, (int)a->n_rows, a->n_experts, a->top_k,
+            a->renormalize, a->scale);
+}
 
-    /* an error is kept for lh_cuda_launched */
-    (void)cudaLaunchKernelEx(lh_cuda_early_launch(&early, s, grid, CHOICE_WARPS * 32, 0),
-                             choice_kernel<N>, a->expert, a->weight, (const float *)a->scores,
-                             a->bias, (int)a->n_rows, a->n_experts, a->top_k, a->renormalize,
-                             a->scale);
+/* y = x W^T in column order: [n_rows, n_experts] in ours. */
+static lh_status blas_logits(lh_stream *s, const lh_router_args *a)
+{
+    const float one = 1, zero = 0;
+
+    return lh_cuda_blas_status(
+        cublasGemmEx(s->blas, CUBLAS_OP_T, CUBLAS_OP_N, a->n_experts, (int)a->n_rows, (int)a->d,
+                     &one, a->w, CUDA_R_16BF, (int)a->d, a->x, CUDA_R_16BF, (int)a->d, &zero,
+                     a->scores, CUDA_R_32F, a->n_experts, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+        "router: logits by cublasGemmEx");
 }
 
 static lh_status launch_logits(lh_stream *s, const lh_router_args *a)
 {
     int n_slices = (int)div_up(a->d, SLICE), n = (int)(a->d / 8);
 
+    if (!s->deterministic && a->n_rows > FEW_ROWS_BLAS)
+        return blas_logits(s, a);
     if (a->n_rows <= FEW_ROWS) {
         int warps = n_slices < 4 ? 4 : n_slices < FEW_WARPS ? n_slices : FEW_WARPS;
         dim3 grid((unsigned)div_up(a->n_experts, 8), (unsigned)div_up(a->n_rows, 16));
-        size_t bytes = (size_t)warps * sizeof(few_smem) + (size_t)n_slices * 128 * sizeof(float);
+        size_t parts = (size_t)n_slices * 128 * sizeof(float);
+        while (warps > 4 && warps * sizeof(few_smem) + parts > (size_t)s->most_shared_bytes)
+            warps--;
+        size_t bytes = warps * sizeof(few_smem) + parts;
         LH_TRY(lh_cuda_shared((const void *)logits_few_kernel, bytes));
         logits_few_kernel<<<grid, warps * 32, bytes, s->stream>>>(
             a->scores, (const uint4 *)a->x, (const uint4 *)a->w, (int)a->n_rows, a->n_experts, n,
