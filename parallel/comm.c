@@ -1,8 +1,17 @@
 #include "parallel/comm.h"
 
+#include <sched.h>
+#include <stdio.h>
 #include <string.h>
+#include <time.h>
 
+#include "base/log.h"
 #include "base/mem.h"
+#include "parallel/comm_internal.h"
+
+#define SPINS 100         /* polls before the core is given away */
+#define NAP_AFTER_S 0.010 /* seconds without news before polls are spaced out */
+#define NAP_NS 50000
 
 /* Arguments are checked and bytes counted here, once for all backends. */
 
@@ -22,6 +31,12 @@ static lh_status add_up(const lh_comm *c, const size_t *bytes, size_t *all, size
                    "sizes of the ranks' parts add up to more than 64 bits");
     *others = *all - bytes[c->rank];
     return LH_OK;
+}
+
+/* What is in host memory goes over the communicator for it. */
+static lh_comm *over(lh_comm *c, const lh_stream *s)
+{
+    return s || !c->host ? c : c->host;
 }
 
 static void count(lh_comm *c, uint64_t sent, uint64_t received)
@@ -46,6 +61,44 @@ void lh_comm_at(lh_comm *c, const char *what, int layer)
 {
     c->what = what;
     c->layer = layer;
+    if (c->host)
+        lh_comm_at(c->host, what, layer);
+}
+
+const char *lh_comm_place(const lh_comm *c, const char *op, char *text, size_t size)
+{
+    if (!c->what)
+        (void)snprintf(text, size, "%s", op);
+    else if (c->layer < 0)
+        (void)snprintf(text, size, "%s (%s)", c->what, op);
+    else
+        (void)snprintf(text, size, "%s of layer %d (%s)", c->what, c->layer, op);
+    return text;
+}
+
+double lh_comm_idle(const lh_comm *c, unsigned n_polls, double since)
+{
+    if (n_polls < SPINS)
+        return 0;
+    double waited = lh_log_seconds() - since;
+    if (waited > c->timeout_s)
+        return waited;
+    if (waited < NAP_AFTER_S)
+        (void)sched_yield();
+    else
+        (void)nanosleep(&(struct timespec){.tv_nsec = NAP_NS}, NULL);
+    return 0;
+}
+
+lh_status lh_comm_wait(lh_comm *c, lh_stream *s)
+{
+    return s ? c->ops->wait(c, s) : LH_OK;
+}
+
+lh_status lh_comm_sync(lh_comm *c, lh_stream *s)
+{
+    (void)c;
+    return lh_stream_device(s)->sync(s);
 }
 
 lh_status lh_comm_bcast(lh_comm *c, void *buf, size_t bytes, int root, lh_stream *s)
@@ -55,7 +108,7 @@ lh_status lh_comm_bcast(lh_comm *c, void *buf, size_t bytes, int root, lh_stream
     LH_REQUIRE(root >= 0 && root < c->size, LH_ERR_INVALID, "bcast from rank %d of %d", root,
                c->size);
     LH_TRY(check_buffer(c, buf, bytes, "bcast"));
-    LH_TRY(c->ops->bcast(c, buf, bytes, root, s));
+    LH_TRY(over(c, s)->ops->bcast(over(c, s), buf, bytes, root, s));
     count(c, root == c->rank ? others * bytes : 0, root == c->rank ? 0 : bytes);
     return LH_OK;
 }
@@ -66,7 +119,7 @@ lh_status lh_comm_allgather(lh_comm *c, const void *send, size_t bytes, void *re
 
     LH_TRY(check_buffer(c, send, bytes, "send"));
     LH_TRY(check_buffer(c, recv, bytes, "receive"));
-    LH_TRY(c->ops->allgather(c, send, bytes, recv, s));
+    LH_TRY(over(c, s)->ops->allgather(over(c, s), send, bytes, recv, s));
     count(c, others * bytes, others * bytes);
     return LH_OK;
 }
@@ -79,7 +132,7 @@ lh_status lh_comm_allgatherv(lh_comm *c, const void *send, void *recv, const siz
     LH_TRY(add_up(c, recv_bytes, &all, &received));
     LH_TRY(check_buffer(c, send, recv_bytes[c->rank], "send"));
     LH_TRY(check_buffer(c, recv, all, "receive"));
-    LH_TRY(c->ops->allgatherv(c, send, recv, recv_bytes, recv_offset, s));
+    LH_TRY(over(c, s)->ops->allgatherv(over(c, s), send, recv, recv_bytes, recv_offset, s));
     count(c, ((uint64_t)c->size - 1) * recv_bytes[c->rank], received);
     return LH_OK;
 }
@@ -96,7 +149,7 @@ lh_status lh_comm_alltoallv(lh_comm *c, const void *send, const size_t *send_byt
     LH_REQUIRE(send_bytes[c->rank] == recv_bytes[c->rank], LH_ERR_DISAGREE,
                "alltoallv: %zu bytes for the own rank, expected %zu", send_bytes[c->rank],
                recv_bytes[c->rank]);
-    LH_TRY(c->ops->alltoallv(c, send, send_bytes, recv, recv_bytes, s));
+    LH_TRY(over(c, s)->ops->alltoallv(over(c, s), send, send_bytes, recv, recv_bytes, s));
     count(c, sent, received);
     return LH_OK;
 }
@@ -108,7 +161,7 @@ lh_status lh_comm_merge(lh_comm *c, void *buf, size_t bytes, void *scratch, lh_s
     LH_REQUIRE(bytes % sizeof(uint32_t) == 0, LH_ERR_INVALID, "merge of %zu bytes", bytes);
     LH_TRY(check_buffer(c, buf, bytes, "merge"));
     LH_TRY(check_buffer(c, scratch, bytes, "scratch"));
-    LH_TRY(c->ops->merge(c, buf, bytes, scratch, s));
+    LH_TRY(over(c, s)->ops->merge(over(c, s), buf, bytes, scratch, s));
     count(c, others * bytes, others * bytes);
     return LH_OK;
 }
@@ -128,7 +181,7 @@ lh_status lh_comm_sendrecv(lh_comm *c, const void *send, size_t send_bytes, int 
         LH_TRY(check_buffer(c, send, send_bytes, "send"));
     if (from >= 0)
         LH_TRY(check_buffer(c, recv, recv_bytes, "receive"));
-    LH_TRY(c->ops->sendrecv(c, send, send_bytes, to, recv, recv_bytes, from, s));
+    LH_TRY(over(c, s)->ops->sendrecv(over(c, s), send, send_bytes, to, recv, recv_bytes, from, s));
     count(c, to_other ? send_bytes : 0, from_other ? recv_bytes : 0);
     return LH_OK;
 }

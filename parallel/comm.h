@@ -1,17 +1,23 @@
 /*
  * Communicators: how ranks talk. One interface; `self` for one rank, `mpi` for ranks with host
- * memory; one over NCCL fits beside them.
+ * memory, `nccl` for ranks with a GPU each.
  *
  * Every function but abort and destroy is collective over the communicator or between the two ranks
  * named, and is called by all of them in the same order. Every wait has the communicator's
  * deadline: a peer that does not answer in time gives LH_ERR_TIMEOUT with the peer's rank, the
  * operation and the place set by lh_comm_at. A peer that names another size, or is in another
- * operation, gives LH_ERR_DISAGREE. After LH_ERR_TIMEOUT, LH_ERR_MPI or such a disagreement only
- * abort and destroy may be called.
+ * operation, gives LH_ERR_DISAGREE. After LH_ERR_TIMEOUT, LH_ERR_MPI, LH_ERR_NCCL or such a
+ * disagreement only abort and destroy may be called.
  *
- * Buffers are memory of the stream's device (host memory for self and mpi, which ignore the
- * stream). They are free again on return. Sizes are in bytes, 64 bits wide, zero allowed. A
- * communicator belongs to one thread.
+ * Buffers are memory of the stream's device and are read and written in order of the stream: self
+ * and mpi have done it when they return, nccl has queued it. Without a stream (NULL) they are host
+ * memory and free again on return; agree and same are of this kind. mpi knows host memory alone,
+ * and nccl hands what is in it to the communicator that it was started over. Sizes are in bytes, 64
+ * bits wide, zero allowed. A communicator belongs to one thread.
+ *
+ * On the device NCCL does not say which peer it waits for, nor does it compare sizes: a peer that
+ * names another one, or is in another operation, is a wait until the deadline or wrong bytes. So
+ * sizes that are not known to agree are exchanged through host memory first.
  */
 #ifndef LH_PARALLEL_COMM_H
 #define LH_PARALLEL_COMM_H
@@ -39,6 +45,8 @@ typedef struct lh_comm_ops {
     lh_status (*sendrecv)(lh_comm *c, const void *send, size_t send_bytes, int to, void *recv,
                           size_t recv_bytes, int from, lh_stream *s);
     lh_status (*merge)(lh_comm *c, void *buf, size_t bytes, void *scratch, lh_stream *s);
+    lh_status (*wait)(lh_comm *c, lh_stream *s);
+    void (*progress)(lh_comm *c); /* lets messages of finished operations get on; does not wait */
     void (*abort)(lh_comm *c, int exit_code);
     void (*destroy)(lh_comm *c);
 } lh_comm_ops;
@@ -46,6 +54,7 @@ typedef struct lh_comm_ops {
 /* First member of each backend's struct. */
 struct lh_comm {
     const lh_comm_ops *ops;
+    lh_comm *host;               /* takes what comes without a stream; NULL: this one */
     int rank, size;
     double timeout_s;    /* limit of every wait */
     const char *what;    /* lh_comm_at: phase; a literal */
@@ -64,11 +73,22 @@ lh_status lh_comm_self_create(lh_comm **out);
  */
 lh_status lh_comm_mpi_create(lh_comm **out, double timeout_s);
 
+/*
+ * Over the ranks of `boot` (mpi, or self for one rank), each with the GPU of its stream `s`, no two
+ * with the same. boot stays the caller's, must outlive this one, and
+ * carries what is in host memory. Collective. Peers are connected by the first use of an operation,
+ * which must not be captured into a graph. Every rank gets one, or every rank leaves:
+ * LH_ERR_UNAVAILABLE: built without NCCL, or NCCL is older than 2.28.3 or than what this was built
+ * with; LH_ERR_PEER: another rank could not.
+ */
+lh_status lh_comm_nccl_create(lh_comm **out, lh_comm *boot, lh_stream *s, double timeout_s);
+
 /* Ends MPI if this program began it; after the last communicator is destroyed, at the end of main.
  */
 void lh_comm_mpi_finalize(void);
 
-/* Accepts NULL. Not collective. */
+/* Accepts NULL. Not collective over self and mpi; over nccl all ranks call it, unless the
+ * communicator has failed. The streams that were passed are still open. */
 void lh_comm_destroy(lh_comm *c);
 
 /* Ends the whole job at once with this exit code; does not return on more than one rank. */
@@ -89,6 +109,14 @@ lh_status lh_comm_agree(lh_comm *c, lh_status mine);
 /* All ranks must bring equal bytes. LH_ERR_DISAGREE names `what` and the lowest rank that differs
  * from rank 0, on all ranks alike. */
 lh_status lh_comm_same(lh_comm *c, const void *bytes, size_t n, const char *what);
+
+/*
+ * Waits until all that is queued on `s` has run, on this rank, and returns the first failure among
+ * it: at the end of a step, before the device's sync or a download, which wait without a deadline
+ * for a stream that a missing peer holds up. nccl: LH_ERR_TIMEOUT after the deadline, counted from
+ * the call, the stream's own work included.
+ */
+lh_status lh_comm_wait(lh_comm *c, lh_stream *s);
 
 /* buf of root to all. */
 lh_status lh_comm_bcast(lh_comm *c, void *buf, size_t bytes, int root, lh_stream *s);

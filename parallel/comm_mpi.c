@@ -1,15 +1,13 @@
 #include <mpi.h>
 
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/log.h"
 #include "base/mem.h"
-#include "parallel/comm.h"
+#include "parallel/comm_internal.h"
 
 /*
  * Every operation is a set of transfers, at most one in and one out per peer, polled until all are
@@ -26,9 +24,6 @@
 #ifndef LH_MPI_PIECE
 #define LH_MPI_PIECE ((size_t)1 << 30)
 #endif
-#define SPINS 100         /* polls before the core is given away */
-#define NAP_AFTER_S 0.010 /* seconds without news before polls are spaced out */
-#define NAP_NS 50000
 #define STEPS 4096 /* of the counter in the tag, so that tags stay below 32767 */
 
 enum op { OP_BCAST, OP_ALLGATHER, OP_ALLGATHERV, OP_ALLTOALLV, OP_SENDRECV, N_OPS };
@@ -74,18 +69,9 @@ static lh_status mpi_failed(const char *call, int rc)
         }                                                                                          \
     } while (0)
 
-/* "dispatch of layer 3 (alltoallv)" */
 static const char *place(const mpi_comm *m, char *text, size_t len)
 {
-    const char *op = op_names[m->op];
-
-    if (!m->base.what)
-        (void)snprintf(text, len, "%s", op);
-    else if (m->base.layer < 0)
-        (void)snprintf(text, len, "%s (%s)", m->base.what, op);
-    else
-        (void)snprintf(text, len, "%s of layer %d (%s)", m->base.what, m->base.layer, op);
-    return text;
+    return lh_comm_place(&m->base, op_names[m->op], text, len);
 }
 
 static int tag_of(const mpi_comm *m)
@@ -197,24 +183,9 @@ static lh_status timed_out(const mpi_comm *m, double waited)
                    who, place(m, where, sizeof where));
 }
 
-/* Between two polls that brought nothing. */
-static lh_status idle(const mpi_comm *m, unsigned n_polls, double since)
-{
-    if (n_polls < SPINS)
-        return LH_OK;
-    double waited = lh_log_seconds() - since;
-    if (waited > m->base.timeout_s)
-        return timed_out(m, waited);
-    if (waited < NAP_AFTER_S)
-        (void)sched_yield();
-    else
-        (void)nanosleep(&(struct timespec){.tv_nsec = NAP_NS}, NULL);
-    return LH_OK;
-}
-
 static lh_status poll_all(mpi_comm *m)
 {
-    double since = lh_log_seconds();
+    double since = lh_log_seconds(), waited;
     unsigned n_polls = 0;
 
     while (m->n_open > 0) {
@@ -227,8 +198,8 @@ static lh_status poll_all(mpi_comm *m)
         if (n_ready > 0) {
             since = lh_log_seconds();
             n_polls = 0;
-        } else {
-            LH_TRY(idle(m, ++n_polls, since));
+        } else if ((waited = lh_comm_idle(&m->base, ++n_polls, since)) > 0) {
+            return timed_out(m, waited);
         }
     }
     return LH_OK;
@@ -374,6 +345,16 @@ static lh_status mpi_merge(lh_comm *c, void *buf, size_t bytes, void *scratch, l
     return LH_OK;
 }
 
+/* MPI sends on what it has buffered when it is called. */
+static void mpi_progress(lh_comm *c)
+{
+    mpi_comm *m = (mpi_comm *)c;
+    int found = 0;
+
+    if (!m->broken)
+        (void)MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, m->comm, &found, MPI_STATUS_IGNORE);
+}
+
 static void mpi_abort(lh_comm *c, int exit_code)
 {
     (void)MPI_Abort(((mpi_comm *)c)->comm, exit_code);
@@ -397,6 +378,8 @@ static const lh_comm_ops mpi_ops = {
     .alltoallv = mpi_alltoallv,
     .sendrecv = mpi_sendrecv,
     .merge = mpi_merge,
+    .wait = lh_comm_sync,
+    .progress = mpi_progress,
     .abort = mpi_abort,
     .destroy = mpi_destroy,
 };

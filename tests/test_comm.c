@@ -1,229 +1,28 @@
-/* Every operation on every number of ranks: contents are a hash of (sender, receiver, place), so
- * that nothing can arrive in the wrong place unnoticed. */
-#include "base/log.h"
-#include "parallel/comm.h"
-#include "tests/check.h"
-
-#define MAX_SIZE 8
-#define MAX_BYTES 300000
-
-static lh_comm *comm;
-static unsigned char sent[MAX_SIZE * MAX_BYTES], received[MAX_SIZE * MAX_BYTES];
-static const size_t sizes[] = {0, 1, 7, 1024, 4096, 4097, 65536, MAX_BYTES};
-#define N_SIZES ((int)(sizeof sizes / sizeof sizes[0]))
-
-static unsigned char content(int from, int to, size_t i)
-{
-    return (unsigned char)((i * 2654435761u >> 7) + (unsigned)from * 57u + (unsigned)to * 131u);
-}
-
-static void fill(unsigned char *p, int from, int to, size_t bytes)
-{
-    for (size_t i = 0; i < bytes; i++)
-        p[i] = content(from, to, i);
-}
-
-static void check_content(const unsigned char *p, int from, int to, size_t bytes)
-{
-    size_t wrong = 0;
-
-    for (size_t i = 0; i < bytes; i++)
-        wrong += p[i] != content(from, to, i);
-    CHECK_MSG(wrong == 0, "%zu of %zu bytes from rank %d to %d are wrong", wrong, bytes, from, to);
-}
-
-static void test_bcast(void)
-{
-    for (int k = 0; k < N_SIZES; k++)
-        for (int root = 0; root < comm->size; root++) {
-            memset(received, 0, sizes[k]);
-            if (comm->rank == root)
-                fill(received, root, 0, sizes[k]);
-            CHECK_OK(lh_comm_bcast(comm, received, sizes[k], root, NULL));
-            check_content(received, root, 0, sizes[k]);
-        }
-    CHECK_STATUS(lh_comm_bcast(comm, received, 1, comm->size, NULL), LH_ERR_INVALID);
-    CHECK_STATUS(lh_comm_bcast(comm, NULL, 1, 0, NULL), LH_ERR_INVALID);
-}
-
-static void test_allgather(void)
-{
-    for (int k = 0; k < N_SIZES; k++)
-        for (int in_place = 0; in_place < 2; in_place++) {
-            size_t n = sizes[k];
-            unsigned char *mine = in_place ? received + (size_t)comm->rank * n : sent;
-            memset(received, 0, (size_t)comm->size * n);
-            fill(mine, comm->rank, 0, n);
-            CHECK_OK(lh_comm_allgather(comm, mine, n, received, NULL));
-            for (int r = 0; r < comm->size; r++)
-                check_content(received + (size_t)r * n, r, 0, n);
-        }
-}
-
-/* Ragged parts, some empty, placed in reverse order with a gap between them. */
-static void test_allgatherv(void)
-{
-    for (int turn = 0; turn < N_SIZES; turn++) {
-        size_t bytes[MAX_SIZE], offset[MAX_SIZE], at = 0;
-        for (int r = comm->size - 1; r >= 0; r--) {
-            bytes[r] = sizes[(turn + r) % N_SIZES];
-            offset[r] = at;
-            at += bytes[r] + 1;
-        }
-        memset(received, 0xa5, at);
-        fill(sent, comm->rank, 0, bytes[comm->rank]);
-        CHECK_OK(lh_comm_allgatherv(comm, sent, received, bytes, offset, NULL));
-        for (int r = 0; r < comm->size; r++) {
-            check_content(received + offset[r], r, 0, bytes[r]);
-            CHECK_EQ(received[offset[r] + bytes[r]], 0xa5);
-        }
-        CHECK_OK(
-            lh_comm_allgatherv(comm, received + offset[comm->rank], received, bytes, offset, NULL));
-        check_content(received + offset[comm->rank], comm->rank, 0, bytes[comm->rank]);
-    }
-}
-
-static size_t ragged(int turn, int from, int to)
-{
-    return sizes[(turn + 3 * from + 5 * to) % N_SIZES];
-}
-
-static void test_alltoallv(void)
-{
-    for (int turn = 0; turn < N_SIZES; turn++) {
-        size_t out[MAX_SIZE], in[MAX_SIZE], at = 0;
-        for (int r = 0; r < comm->size; r++) {
-            out[r] = ragged(turn, comm->rank, r);
-            in[r] = ragged(turn, r, comm->rank);
-            fill(sent + at, comm->rank, r, out[r]);
-            at += out[r];
-        }
-        memset(received, 0, sizeof received);
-        CHECK_OK(lh_comm_alltoallv(comm, sent, out, received, in, NULL));
-        at = 0;
-        for (int r = 0; r < comm->size; r++) {
-            check_content(received + at, r, comm->rank, in[r]);
-            at += in[r];
-        }
-    }
-    size_t none[MAX_SIZE] = {0};
-    CHECK_OK(lh_comm_alltoallv(comm, NULL, none, NULL, none, NULL));
-}
-
-static void test_sendrecv(void)
-{
-    int size = comm->size, next = (comm->rank + 1) % size, last = (comm->rank + size - 1) % size;
-
-    for (int k = 0; k < N_SIZES; k++) {
-        size_t n = sizes[k];
-        memset(received, 0, n);
-        fill(sent, comm->rank, next, n);
-        CHECK_OK(lh_comm_sendrecv(comm, sent, n, next, received, n, last, NULL));
-        check_content(received, last, comm->rank, n);
-
-        /* A chain with open ends: the first only sends, the last only receives. */
-        memset(received, 0, n);
-        CHECK_OK(lh_comm_sendrecv(comm, sent, n, next == 0 ? -1 : next, received, n,
-                                  comm->rank == 0 ? -1 : last, NULL));
-        check_content(received, last, comm->rank, comm->rank == 0 ? 0 : n);
-    }
-    /* Only two ranks take part; the others are already in the next operation. */
-    if (comm->rank == 0)
-        CHECK_OK(lh_comm_sendrecv(comm, sent, 5, size - 1, received, 5, size - 1, NULL));
-    else if (comm->rank == size - 1)
-        CHECK_OK(lh_comm_sendrecv(comm, sent, 5, 0, received, 5, 0, NULL));
-    CHECK_STATUS(lh_comm_sendrecv(comm, sent, 5, size, received, 5, -1, NULL), LH_ERR_INVALID);
-    CHECK_STATUS(lh_comm_sendrecv(comm, sent, 5, comm->rank, received, 5, -1, NULL),
-                 LH_ERR_INVALID);
-    CHECK_STATUS(lh_comm_sendrecv(comm, sent, 5, comm->rank, received, 6, comm->rank, NULL),
-                 LH_ERR_DISAGREE);
-}
-
-static void test_agree(void)
-{
-    CHECK_OK(lh_comm_agree(comm, LH_OK));
-    for (int failing = 0; failing < comm->size; failing++) {
-        lh_status mine = comm->rank == failing ? LH_ERR_DATA : LH_OK;
-        lh_status st = lh_comm_agree(comm, mine);
-        CHECK_EQ(st, comm->rank == failing ? LH_ERR_DATA : LH_ERR_PEER);
-        CHECK_EQ(lh_exit_code(st), 65);
-    }
-    /* Two fail: the lower one keeps its own. */
-    lh_status mine = comm->rank == 0 ? LH_OK : comm->rank == 1 ? LH_ERR_NOMEM : LH_ERR_DATA;
-    lh_status st = lh_comm_agree(comm, mine);
-    if (comm->size > 1) {
-        CHECK_EQ(st, comm->rank == 1 ? LH_ERR_NOMEM : LH_ERR_PEER);
-        CHECK_EQ(lh_exit_code(st), 71);
-        /* Again, one step up: rank 0 brings what it heard, the one who knows keeps its own. */
-        mine = st;
-        st = lh_comm_agree(comm, mine);
-        CHECK_EQ(st, comm->rank == 1 ? LH_ERR_NOMEM : LH_ERR_PEER);
-        CHECK_EQ(lh_exit_code(st), 71);
-    }
-    st = lh_comm_agree(comm, comm->rank == 0 ? LH_ERR_PEER : LH_OK);
-    CHECK_EQ(st, LH_ERR_PEER);
-}
-
-static void test_same(void)
-{
-    char bytes[10000];
-
-    memset(bytes, 'x', sizeof bytes);
-    CHECK_OK(lh_comm_same(comm, bytes, sizeof bytes, "the settings"));
-    CHECK_OK(lh_comm_same(comm, NULL, 0, "nothing"));
-    for (int r = 1; r < comm->size; r++) {
-        char expected[64];
-        (void)snprintf(expected, sizeof expected, "the settings of rank %d differs from rank 0's",
-                       r);
-        bytes[9999] = comm->rank >= r ? 'y' : 'x';
-        CHECK_STATUS(lh_comm_same(comm, bytes, sizeof bytes, "the settings"), LH_ERR_DISAGREE);
-        CHECK_STR(lh_last_error(), expected);
-        bytes[9999] = 'x';
-        size_t n = sizeof bytes - (comm->rank >= r ? 5000u : 0u);
-        CHECK_STATUS(lh_comm_same(comm, bytes, n, "the settings"), LH_ERR_DISAGREE);
-        CHECK_STR(lh_last_error(), expected);
-    }
-}
-
-static void test_counts(void)
-{
-    uint64_t calls = comm->calls, out = comm->bytes_sent, in = comm->bytes_received;
-    uint64_t others = (uint64_t)comm->size - 1;
-
-    CHECK_OK(lh_comm_allgather(comm, sent, 100, received, NULL));
-    CHECK_OK(lh_comm_bcast(comm, received, 10, 0, NULL));
-    CHECK_EQ(comm->calls - calls, 2);
-    CHECK_EQ(comm->bytes_sent - out, 100 * others + (comm->rank == 0 ? 10 * others : 0));
-    CHECK_EQ(comm->bytes_received - in, 100 * others + (comm->rank == 0 ? 0 : 10));
-}
-
-static void run_all(void)
-{
-    RUN(test_bcast);
-    RUN(test_allgather);
-    RUN(test_allgatherv);
-    RUN(test_alltoallv);
-    RUN(test_sendrecv);
-    RUN(test_agree);
-    RUN(test_same);
-    RUN(test_counts);
-}
+/* Communicators over host memory. */
+#include "tests/comm_cases.h"
 
 int main(int argc, char **argv)
 {
+    lh_comm *c = NULL;
+    lh_stream *s = NULL;
     int alone;
 
     check_init(argc, argv);
-    CHECK_OK(lh_comm_mpi_create(&comm, 30));
-    if (!comm)
+    CHECK_OK(lh_comm_mpi_create(&c, 30));
+    if (!c)
         return 1;
-    alone = comm->size == 1;
-    run_all();
-    lh_comm_destroy(comm);
+    alone = c->size == 1;
+    run_cases(c, NULL, NULL);
+    lh_comm_destroy(c);
     if (alone) {
-        CHECK_OK(lh_comm_self_create(&comm));
-        run_all();
-        lh_comm_destroy(comm);
+        CHECK_OK(lh_comm_self_create(&c));
+        run_cases(c, NULL, NULL);
+        /* With a device and its stream. */
+        CHECK_OK(lh_device_cpu.open(&s, 0, 1, 1));
+        lh_comm_use_device(c, &lh_device_cpu);
+        run_cases(c, &lh_device_cpu, s);
+        lh_comm_destroy(c);
+        lh_device_cpu.close(s);
     }
     lh_comm_destroy(NULL);
     lh_comm_mpi_finalize();
