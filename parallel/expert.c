@@ -25,7 +25,7 @@ typedef struct group {
 } group;
 
 struct lh_expert {
-    lh_comm *comm;
+    lh_comm *comm, *host; /* of rows, of plans */
     int64_t max_rows, max_block;
     int n_experts, top_k, planned;
     lh_range own; /* this rank's experts */
@@ -104,11 +104,14 @@ size_t lh_expert_bytes(int64_t max_rows, int64_t max_block, int n_experts, int t
 }
 
 lh_status lh_expert_create(lh_expert **out, int64_t max_rows, int64_t max_block, int n_experts,
-                           int top_k, lh_comm *c)
+                           int top_k, lh_comm *c, lh_comm *host)
 {
     lh_expert *e;
     void *block;
 
+    LH_REQUIRE(host->rank == c->rank && host->size == c->size, LH_ERR_INVALID,
+               "rank %d of %d for plans, %d of %d for rows", host->rank, host->size, c->rank,
+               c->size);
     LH_REQUIRE(top_k >= 1 && top_k <= n_experts && top_k <= LH_MAX_TOP_K, LH_ERR_INVALID,
                "%d of %d experts per token, expected 1 to %d", top_k, n_experts, LH_MAX_TOP_K);
     LH_REQUIRE(max_rows >= 0 && max_rows <= max_block, LH_ERR_INVALID,
@@ -121,6 +124,7 @@ lh_status lh_expert_create(lh_expert **out, int64_t max_rows, int64_t max_block,
                     "expert dispatch"));
     (void)layout(&e, block, max_rows, max_block, n_experts, top_k, c->rank, c->size);
     e->comm = c;
+    e->host = host;
     e->max_rows = max_rows;
     e->max_block = max_block;
     e->n_experts = n_experts;
@@ -202,25 +206,25 @@ static void pack_sent(lh_expert *e, const int32_t *expert, const int64_t *segmen
 }
 
 /* One item of `bytes` per copy, or per pair: out[r] of them to each rank, in[r] from it. */
-static lh_status exchange(lh_expert *e, const void *send, const counts *out, void *recv,
+static lh_status exchange(lh_expert *e, lh_comm *c, const void *send, const counts *out, void *recv,
                           const counts *in, int per_pair, size_t bytes, lh_stream *s)
 {
-    for (int r = 0; r < e->comm->size; r++) {
+    for (int r = 0; r < c->size; r++) {
         e->send_bytes[r] = (size_t)(per_pair ? out[r].n_pairs : out[r].n_copies) * bytes;
         e->recv_bytes[r] = (size_t)(per_pair ? in[r].n_pairs : in[r].n_copies) * bytes;
     }
-    return lh_comm_alltoallv(e->comm, send, e->send_bytes, recv, e->recv_bytes, s);
+    return lh_comm_alltoallv(c, send, e->send_bytes, recv, e->recv_bytes, s);
 }
 
 /* After this, what comes is known to fit. */
-static lh_status exchange_counts(lh_expert *e, lh_stream *s)
+static lh_status exchange_counts(lh_expert *e)
 {
     lh_expert_plan *p = &e->plan;
     int64_t block = 0, here = e->own.end - e->own.begin;
 
     for (int r = 0; r < e->comm->size; r++)
         e->send_bytes[r] = sizeof(counts);
-    LH_TRY(lh_comm_alltoallv(e->comm, e->to, e->send_bytes, e->from, e->send_bytes, s));
+    LH_TRY(lh_comm_alltoallv(e->host, e->to, e->send_bytes, e->from, e->send_bytes, NULL));
     p->n_received = 0;
     p->n_pairs = 0;
     for (int r = 0; r < e->comm->size; r++) {
@@ -342,15 +346,16 @@ static void place_pairs(lh_expert *e, int64_t n_groups)
 }
 
 lh_status lh_expert_make_plan(lh_expert *e, const int32_t *expert, const int64_t *segment,
-                              int64_t n_rows, const lh_expert_plan **out, lh_stream *s)
+                              int64_t n_rows, const lh_expert_plan **out)
 {
     e->planned = 0;
     LH_TRY(check_routing(e, expert, segment, n_rows));
     count_sent(e, expert, n_rows);
     pack_sent(e, expert, segment);
-    LH_TRY(exchange_counts(e, s));
-    LH_TRY(exchange(e, e->send_head, e->to, e->recv_head, e->from, 0, sizeof(head), s));
-    LH_TRY(exchange(e, e->send_expert, e->to, e->recv_expert, e->from, 1, sizeof(int32_t), s));
+    LH_TRY(exchange_counts(e));
+    LH_TRY(exchange(e, e->host, e->send_head, e->to, e->recv_head, e->from, 0, sizeof(head), NULL));
+    LH_TRY(exchange(e, e->host, e->send_expert, e->to, e->recv_expert, e->from, 1, sizeof(int32_t),
+                    NULL));
 
     int64_t n_groups = find_groups(e);
     LH_REQUIRE(n_groups >= 0, LH_ERR_DISAGREE,
@@ -384,12 +389,12 @@ lh_status lh_expert_dispatch(lh_expert *e, const void *send, void *recv, size_t 
                              lh_stream *s)
 {
     LH_TRY(check_planned(e, row_bytes));
-    return exchange(e, send, e->to, recv, e->from, 0, row_bytes, s);
+    return exchange(e, e->comm, send, e->to, recv, e->from, 0, row_bytes, s);
 }
 
 lh_status lh_expert_collect(lh_expert *e, const void *send, void *recv, size_t row_bytes,
                             lh_stream *s)
 {
     LH_TRY(check_planned(e, row_bytes));
-    return exchange(e, send, e->from, recv, e->to, 1, row_bytes, s);
+    return exchange(e, e->comm, send, e->from, recv, e->to, 1, row_bytes, s);
 }

@@ -27,11 +27,13 @@ typedef struct lh_expert lh_expert;
 
 /*
  * Room for blocks of up to max_rows rows here and max_block rows on all ranks together, top_k
- * experts each. Device buffers are not in it: the caller places them, by the sizes below. max_block
- * * top_k must fit 31 bits (LH_ERR_UNSUPPORTED).
+ * experts each. Rows travel over `c`, in memory of the stream's device; plans over `host`, a
+ * communicator of the same ranks, in host memory. They may be the same, and stay the caller's.
+ * Device buffers are not in it: the caller places them, by the sizes below. max_block * top_k must
+ * fit 31 bits (LH_ERR_UNSUPPORTED).
  */
 lh_status lh_expert_create(lh_expert **out, int64_t max_rows, int64_t max_block, int n_experts,
-                           int top_k, lh_comm *c);
+                           int top_k, lh_comm *c, lh_comm *host);
 void lh_expert_destroy(lh_expert *e); /* accepts NULL */
 
 /* Bytes that create takes from the host, by the function that lays them out. */
@@ -63,7 +65,7 @@ typedef struct lh_expert_plan {
  * anything is sent).
  */
 lh_status lh_expert_make_plan(lh_expert *e, const int32_t *expert, const int64_t *segment,
-                              int64_t n_rows, const lh_expert_plan **out, lh_stream *s);
+                              int64_t n_rows, const lh_expert_plan **out);
 
 /* Sends copies and receives them: send [n_sent, row_bytes] packed by send_row, recv [n_received,
  * row_bytes]. Collective. */

@@ -81,7 +81,7 @@ static lh_status allocate(lh_engine *e)
     (void)lh_host_layout(&e->host, e->arena_host, g);
     if (e->d.n_dense_layers < e->d.n_layers) {
         LH_TRY(lh_expert_create(&e->expert, g->round_rows, g->round_rows * g->size, e->d.n_experts,
-                                e->d.top_k, e->comm));
+                                e->d.top_k, e->comm, e->comm));
         used->communication += lh_expert_bytes(g->round_rows, g->round_rows * g->size,
                                                e->d.n_experts, e->d.top_k, g->rank, g->size);
     }

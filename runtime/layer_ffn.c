@@ -88,7 +88,7 @@ static lh_status exchange_round(lh_engine *e, const lh_layer_weights *lw, int l,
 
     lh_enter(e, LH_PHASE_DISPATCH, l);
     LH_TRY(lh_expert_make_plan(e->expert, e->host.expert + begin * k, e->host.segment + begin,
-                               end - begin, &p, e->s));
+                               end - begin, &p));
     LH_TRY(permute(e, w->moe.sent, lh_act(e, w->h, begin * d), p->send_row, p->n_sent));
     LH_TRY(lh_expert_dispatch(e->expert, w->moe.sent, w->moe.received, row_bytes, e->s));
     lh_enter(e, LH_PHASE_EXPERTS, l);

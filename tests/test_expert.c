@@ -176,7 +176,7 @@ static void run_block(lh_expert *e, const block *b)
     const lh_expert_plan *p = NULL;
 
     take_part(&mine, b);
-    CHECK_OK(lh_expert_make_plan(e, mine.expert, mine.segment, mine.n, &p, NULL));
+    CHECK_OK(lh_expert_make_plan(e, mine.expert, mine.segment, mine.n, &p));
     if (!p)
         return;
     CHECK_EQ(p->n_rows, mine.n);
@@ -197,7 +197,7 @@ static void run_blocks(int n_experts, int top_k, int n_blocks, int without)
     static block b;
     lh_expert *e = NULL;
 
-    CHECK_OK(lh_expert_create(&e, MAX_TOKENS, MAX_TOKENS, n_experts, top_k, comm));
+    CHECK_OK(lh_expert_create(&e, MAX_TOKENS, MAX_TOKENS, n_experts, top_k, comm, comm));
     if (!e)
         return;
     for (int i = 0; i < n_blocks; i++) {
@@ -242,7 +242,7 @@ static void test_no_tokens(void)
     static block b;
     lh_expert *e = NULL;
 
-    CHECK_OK(lh_expert_create(&e, 0, 0, 8, 2, comm));
+    CHECK_OK(lh_expert_create(&e, 0, 0, 8, 2, comm, comm));
     draw_block(&b, 0, 8, 2, UNIFORM, -1);
     run_block(e, &b);
     lh_expert_destroy(e);
@@ -257,25 +257,21 @@ static void test_bad_routings(void)
     lh_expert *e = NULL;
     char byte;
 
-    CHECK_OK(lh_expert_create(&e, 2, 2 * comm->size, 8, 2, comm));
+    CHECK_OK(lh_expert_create(&e, 2, 2 * comm->size, 8, 2, comm, comm));
     CHECK_STATUS(lh_expert_dispatch(e, &byte, &byte, 1, NULL), LH_ERR_INVALID);
-    CHECK_STATUS(lh_expert_make_plan(e, (int32_t[]){0, 1, 2, 8}, segment, 2, &p, NULL),
-                 LH_ERR_INVALID);
-    CHECK_STATUS(lh_expert_make_plan(e, (int32_t[]){0, 1, -1, 3}, segment, 2, &p, NULL),
-                 LH_ERR_INVALID);
-    CHECK_STATUS(lh_expert_make_plan(e, (int32_t[]){0, 1, 3, 3}, segment, 2, &p, NULL),
-                 LH_ERR_INVALID);
-    CHECK_STATUS(lh_expert_make_plan(e, (int32_t[]){0, 1, 2, 3}, falling, 2, &p, NULL),
-                 LH_ERR_INVALID);
-    CHECK_STATUS(lh_expert_make_plan(e, NULL, NULL, 3, &p, NULL), LH_ERR_INVALID);
+    CHECK_STATUS(lh_expert_make_plan(e, (int32_t[]){0, 1, 2, 8}, segment, 2, &p), LH_ERR_INVALID);
+    CHECK_STATUS(lh_expert_make_plan(e, (int32_t[]){0, 1, -1, 3}, segment, 2, &p), LH_ERR_INVALID);
+    CHECK_STATUS(lh_expert_make_plan(e, (int32_t[]){0, 1, 3, 3}, segment, 2, &p), LH_ERR_INVALID);
+    CHECK_STATUS(lh_expert_make_plan(e, (int32_t[]){0, 1, 2, 3}, falling, 2, &p), LH_ERR_INVALID);
+    CHECK_STATUS(lh_expert_make_plan(e, NULL, NULL, 3, &p), LH_ERR_INVALID);
     draw_block(&b, 2, 8, 2, UNIFORM, -1);
     run_block(e, &b);
     lh_expert_destroy(e);
 
     /* More rows than the block has room for: all ranks see it alike. */
     if (comm->size > 1) {
-        CHECK_OK(lh_expert_create(&e, 2, 2, 8, 2, comm));
-        CHECK_STATUS(lh_expert_make_plan(e, (int32_t[]){0, 1, 2, 3}, segment, 2, &p, NULL),
+        CHECK_OK(lh_expert_create(&e, 2, 2, 8, 2, comm, comm));
+        CHECK_STATUS(lh_expert_make_plan(e, (int32_t[]){0, 1, 2, 3}, segment, 2, &p),
                      LH_ERR_INVALID);
         lh_expert_destroy(e);
     }
@@ -285,10 +281,10 @@ static void test_create(void)
 {
     lh_expert *e = NULL;
 
-    CHECK_STATUS(lh_expert_create(&e, 10, 10, 8, 9, comm), LH_ERR_INVALID);
-    CHECK_STATUS(lh_expert_create(&e, 10, 10, 8, 0, comm), LH_ERR_INVALID);
-    CHECK_STATUS(lh_expert_create(&e, 11, 10, 8, 2, comm), LH_ERR_INVALID);
-    CHECK_STATUS(lh_expert_create(&e, 10, (int64_t)1 << 28, 8, 8, comm), LH_ERR_UNSUPPORTED);
+    CHECK_STATUS(lh_expert_create(&e, 10, 10, 8, 9, comm, comm), LH_ERR_INVALID);
+    CHECK_STATUS(lh_expert_create(&e, 10, 10, 8, 0, comm, comm), LH_ERR_INVALID);
+    CHECK_STATUS(lh_expert_create(&e, 11, 10, 8, 2, comm, comm), LH_ERR_INVALID);
+    CHECK_STATUS(lh_expert_create(&e, 10, (int64_t)1 << 28, 8, 8, comm, comm), LH_ERR_UNSUPPORTED);
     CHECK(!e);
     CHECK(lh_expert_bytes(10, (int64_t)1 << 28, 8, 8, 0, 1) == SIZE_MAX);
     CHECK(lh_expert_bytes(100, 400, 8, 8, 1, 4) < lh_expert_bytes(100, 800, 8, 8, 1, 4));
