@@ -30,7 +30,8 @@ extern "C" {
     X(ERR_INTERRUPTED, -13, 130, "interrupted")                                                    \
     X(ERR_MPI, -14, 70, "a call of MPI failed")                                                    \
     X(ERR_CUDA, -15, 70, "a call of CUDA failed")                                                  \
-    X(ERR_PEER, -16, 70, "another rank failed; that rank says why")
+    X(ERR_PEER, -16, 70, "another rank failed; that rank says why")                                \
+    X(ERR_NCCL, -17, 70, "a call of NCCL failed")
 
 typedef enum lh_status {
 #define LH_X(name, value, exit_code, text) LH_##name = value,
