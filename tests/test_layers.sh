@@ -30,7 +30,7 @@ may base "base/$any" -
 may topology "(base|topology)/$any" -
 may launch "(base|topology|launch)/$any" -
 may kernels "(base|kernels)/$any|kernels/(cpu|cuda)/[a-z0-9_]+\.(h|cuh)" -
-may parallel "(base|kernels|parallel)/$any" -
+may parallel "(base|kernels|parallel)/$any|kernels/cuda/stream\.h" -
 may runtime "(base|topology|launch|kernels|parallel|runtime)/$any" '\(cli\|server\)/'
 for program in cli server; do
     may runtime/$program "runtime/longhaul\.h|runtime/$program/$any|(base|launch|topology)/$any" -
