@@ -6,6 +6,7 @@
 #define LH_LAUNCH_LAUNCH_H
 
 #include "base/status.h"
+#include "topology/topology.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -30,6 +31,53 @@ lh_status lh_rank_info_read(lh_rank_info *out);
  * the mask is the same for all; at least 1.
  */
 int lh_default_threads(const lh_rank_info *r);
+
+/*
+ * CUDA_VISIBLE_DEVICES: which GPUs of the node the process may see, in CUDA's order. Fills numbers
+ * of GPUs by bus address [most] and returns how many, or -1 where it does not say so: the variable
+ * is not set, or names GPUs in another way than by number.
+ */
+int lh_visible_gpus(int *gpus, int most);
+
+/* Who chose a rank's cores. */
+typedef enum lh_bound_by {
+    LH_BOUND_BY_NOBODY,   /* it runs where the system puts it: no choice makes sense */
+    LH_BOUND_BY_LAUNCHER, /* its mask is smaller than that of who started it */
+    LH_BOUND_BY_LONGHAUL
+} lh_bound_by;
+
+typedef struct lh_binding {
+    lh_bound_by by;
+    int numa;    /* the node of its first core, -1: bound by nobody or the launcher */
+    int n_cores; /* that it is bound to by us, else 0 */
+    int n_pus;   /* hardware threads in its mask */
+} lh_binding;
+
+/*
+ * Binds the calling thread, and all that it starts later, to this rank's share of the cores that
+ * the process may use: next to its GPU with `use_gpus` (the rank takes GPU local_rank of the
+ * visible ones, in turn), else dealt evenly, as lh_topology_place says. Does nothing if the
+ * launcher has bound the ranks already, or there are fewer cores than ranks, or a single rank
+ * without a GPU. Called before threads start. t: this machine. LH_ERR_UNAVAILABLE: the system
+ * refuses the mask.
+ */
+lh_status lh_bind_cores(lh_binding *out, const lh_rank_info *r, const lh_topology *t, int use_gpus);
+
+/* Which GPU a rank uses, as ranks tell each other. Compared as bytes: unused ones are 0. */
+typedef struct lh_gpu_id {
+    char host[64];
+    char bus[16]; /* "0000:17:00.0" */
+} lh_gpu_id;
+
+/* The number among n_visible GPUs of this process that the rank takes: local ranks in turn.
+ * LH_ERR_UNAVAILABLE: there is none. */
+lh_status lh_choose_gpu(int *out, const lh_rank_info *r, int n_visible);
+
+/* Fills in this host's name. */
+void lh_gpu_id_fill(lh_gpu_id *out, const char *bus);
+
+/* ids [size], of all ranks: LH_ERR_UNAVAILABLE names the first two that have the same GPU. */
+lh_status lh_gpus_differ(const lh_gpu_id *ids, int size);
 
 #ifdef __cplusplus
 }

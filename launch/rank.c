@@ -113,3 +113,20 @@ lh_status lh_rank_info_read(lh_rank_info *out)
         return read_launcher(&pmi, out);
     return LH_OK;
 }
+
+int lh_visible_gpus(int *gpus, int most)
+{
+    const char *list = getenv("CUDA_VISIBLE_DEVICES");
+    int n = 0;
+
+    if (!list)
+        return -1;
+    while (*list && n < most) {
+        size_t len = strcspn(list, ",");
+        if (parse(list, list + len, 0, MAX_RANKS, &gpus[n]) != 0)
+            return *list == '-' ? n : -1; /* CUDA ends the list at -1 */
+        n++;
+        list += len + (list[len] == ',');
+    }
+    return n;
+}

@@ -8,12 +8,10 @@
 
 #include "launch/threads_internal.h"
 
-#define MAX_CPUS 65536
-
 /* CPUs in the affinity mask of process `pid` (0: this one); 0 if it cannot be read. */
 static int mask_cpus(pid_t pid)
 {
-    for (size_t n = 1024; n <= MAX_CPUS; n *= 2) {
+    for (size_t n = 1024; n <= LH_MAX_CPUS; n *= 2) {
         size_t bytes = CPU_ALLOC_SIZE(n);
         cpu_set_t *set = CPU_ALLOC(n);
         int known = set && sched_getaffinity(pid, bytes, set) == 0;

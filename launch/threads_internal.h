@@ -2,6 +2,8 @@
 #ifndef LH_LAUNCH_THREADS_INTERNAL_H
 #define LH_LAUNCH_THREADS_INTERNAL_H
 
+#define LH_MAX_CPUS 65536 /* in an affinity mask */
+
 /*
  * CPUs that the process's control groups allow, as CPU time per time: the smallest limit on the way
  * from its group up to the root, or 0 if there is none. membership: the path of what
