@@ -58,6 +58,9 @@ static void test_gpus(void)
     CHECK_EQ(t->devices[2].kind, LH_TOPO_NIC);
     CHECK_STR(t->devices[2].name, "ib0");
     CHECK_STR(t->devices[3].name, "mlx5_0");
+    CHECK_EQ(lh_topology_gpus(t), 2);
+    CHECK_EQ(t->n_links, 1);
+    CHECK(t->links[0].a == 0 && t->links[0].b == 1 && t->links[0].bytes_per_s == 450e9);
     check_places(t, 1, (const int[][3]){{0, 0, 4}});
     check_places(t, 2, (const int[][3]){{0, 0, 4}, {1, 4, 4}});
     check_places(t, 3, (const int[][3]){{0, 0, 2}, {1, 4, 4}, {0, 2, 2}});
@@ -135,6 +138,7 @@ static void test_print(void)
                                "gpu 1   0000:9a:00.0, nvml1, GH100 [H100 SXM5 80GB], node 1\n"
                                "nic     0000:18:00.0, ib0, MT2910 [ConnectX-7], node 0\n"
                                "nic     0000:18:00.0, mlx5_0, MT2910 [ConnectX-7], node 0\n"
+                               "nvlink  gpu 0 to 1, 450 GB/s\n"
                                "rank 0  gpu 0, node 0, cores 0-1 (PUs 0-1,8-9)\n"
                                "rank 1  gpu 1, node 1, cores 4-7 (PUs 4-7,12-15)\n"
                                "rank 2  gpu 0, node 0, cores 2-3 (PUs 2-3,10-11)\n";
@@ -153,6 +157,61 @@ static void test_print(void)
     lh_topology_close(t);
 }
 
+static int count_of(const char *text, const char *part)
+{
+    int n = 0;
+
+    for (; (text = strstr(text, part)); text += strlen(part))
+        n++;
+    return n;
+}
+
+/* Every core, GPU and rank once, and well-formed as far as counting tells. */
+static void check_drawing(const char *name, int n_ranks)
+{
+    lh_topology *t = open_machine(name);
+    unsigned char cores[8][16] = {{0}};
+    lh_topo_rank ranks[8];
+    char *text = NULL, part[64];
+    size_t length = 0;
+    FILE *f = open_memstream(&text, &length);
+
+    for (int r = 0; r < n_ranks; r++) {
+        lh_place p;
+        CHECK_OK(lh_topology_place(&p, t, r, n_ranks));
+        lh_place_cores(cores[r], t, &p);
+        ranks[r] = (lh_topo_rank){.rank = r, .gpu = p.gpu, .cores = cores[r]};
+    }
+    CHECK(f);
+    if (f) {
+        snprintf(t->cpu, sizeof t->cpu, "a <b> & \"c\"");
+        lh_topology_draw(f, t, ranks, n_ranks);
+        fclose(f);
+        CHECK(strncmp(text, "<svg ", 5) == 0 && strcmp(text + length - 7, "</svg>\n") == 0);
+        CHECK_EQ(count_of(text, "<text "), count_of(text, "</text>"));
+        CHECK_EQ(count_of(text, "<"), count_of(text, ">"));
+        CHECK_EQ(count_of(text, "a &#60;b&#62; &#38; &#34;c&#34;"), 1);
+        for (int c = 0; c < t->n_cores; c++) {
+            snprintf(part, sizeof part, ">%d</text>", c);
+            CHECK_EQ(count_of(text, part), 1);
+        }
+        for (int r = 0; r < n_ranks; r++) {
+            snprintf(part, sizeof part, ">rank %d", r);
+            CHECK_EQ(count_of(text, part), 1);
+        }
+        CHECK_EQ(count_of(text, ">gpu "), lh_topology_gpus(t));
+    }
+    free(text);
+    lh_topology_close(t);
+}
+
+static void test_draw(void)
+{
+    check_drawing("gpus.xml", 3);
+    check_drawing("two-nodes.xml", 8);
+    check_drawing("no-cores.xml", 0);
+}
+
 int main(int argc, char **argv)
 {
     check_init(argc, argv);
@@ -161,5 +220,6 @@ int main(int argc, char **argv)
     RUN(test_odd_machines);
     RUN(test_this_machine);
     RUN(test_print);
+    RUN(test_draw);
     return check_done();
 }

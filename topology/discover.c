@@ -126,15 +126,20 @@ static lh_status add_caches(lh_topology *t, hwloc_topology_t h)
     return LH_OK;
 }
 
+static void bus_text(char out[16], hwloc_obj_t pci)
+{
+    const struct hwloc_pcidev_attr_s *a = &pci->attr->pcidev;
+
+    snprintf(out, 16, "%04x:%02x:%02x.%x", a->domain & 0xffffu, a->bus, a->dev, a->func & 0xfu);
+}
+
 static void describe(lh_topo_device *d, hwloc_topology_t h, hwloc_obj_t pci, const char *name)
 {
     const char *model = hwloc_obj_get_info_by_name(pci, "PCIDevice");
-    const struct hwloc_pcidev_attr_s *a = &pci->attr->pcidev;
 
     snprintf(d->name, sizeof d->name, "%s", name ? name : "");
     snprintf(d->model, sizeof d->model, "%s", model ? model : "");
-    snprintf(d->bus, sizeof d->bus, "%04x:%02x:%02x.%x", a->domain & 0xffffu, a->bus, a->dev,
-             a->func & 0xfu);
+    bus_text(d->bus, pci);
     d->numa = numa_of(h, hwloc_get_non_io_ancestor_obj(h, pci)->nodeset, 0);
 }
 
@@ -162,6 +167,13 @@ static int by_kind_and_bus(const void *x, const void *y)
     int bus = strcmp(a->bus, b->bus);
 
     return a->kind != b->kind ? (int)a->kind - (int)b->kind : bus ? bus : strcmp(a->name, b->name);
+}
+
+static int by_ends(const void *x, const void *y)
+{
+    const lh_topo_link *a = x, *b = y;
+
+    return a->a != b->a ? a->a - b->a : a->b - b->b;
 }
 
 static int is_gpu(hwloc_obj_t pci)
@@ -201,6 +213,60 @@ static lh_status add_devices(lh_topology *t, hwloc_topology_t h)
     return LH_OK;
 }
 
+static int device_of(const lh_topology *t, hwloc_obj_t obj)
+{
+    hwloc_obj_t pci = pci_parent(obj);
+    char bus[sizeof t->devices->bus];
+
+    if (!pci)
+        return -1;
+    bus_text(bus, pci);
+    for (int i = 0; i < t->n_devices && t->devices[i].kind == LH_TOPO_GPU; i++)
+        if (strcmp(t->devices[i].bus, bus) == 0)
+            return i;
+    return -1;
+}
+
+/* MB/s from object i to j of hwloc's matrix: directly, or over the switches that are in it beside
+ * the GPUs, to which both have links. */
+static double mb_per_s(const lh_topology *t, const struct hwloc_distances_s *d, unsigned i,
+                       unsigned j)
+{
+    double direct = (double)d->values[i * d->nbobjs + j], in = 0, out = 0;
+
+    for (unsigned k = 0; k < d->nbobjs; k++) {
+        if (d->objs[k] && device_of(t, d->objs[k]) >= 0)
+            continue;
+        in += (double)d->values[i * d->nbobjs + k];
+        out += (double)d->values[k * d->nbobjs + j];
+    }
+    return direct > 0 ? direct : in < out ? in : out;
+}
+
+static lh_status add_links(lh_topology *t, hwloc_topology_t h)
+{
+    struct hwloc_distances_s *d = NULL;
+    unsigned found = 1;
+
+    if (hwloc_distances_get_by_name(h, "NVLinkBandwidth", &found, &d, 0) != 0 || found == 0)
+        return LH_OK;
+    lh_status st =
+        alloc_array(&t->links, t->n_devices * t->n_devices, sizeof *t->links, "links of GPUs");
+    for (unsigned i = 0; i < d->nbobjs && st == LH_OK; i++)
+        for (unsigned j = 0; j < d->nbobjs; j++) {
+            lh_topo_link l = {.a = d->objs[i] ? device_of(t, d->objs[i]) : -1,
+                              .b = d->objs[j] ? device_of(t, d->objs[j]) : -1,
+                              .bytes_per_s = 1e6 * mb_per_s(t, d, i, j)};
+            if (l.a >= 0 && l.a < l.b && l.bytes_per_s > 0 &&
+                t->n_links < t->n_devices * t->n_devices)
+                t->links[t->n_links++] = l;
+        }
+    hwloc_distances_release(h, d);
+    if (t->n_links > 1)
+        qsort(t->links, (size_t)t->n_links, sizeof *t->links, by_ends);
+    return st;
+}
+
 lh_status lh_topology_open(lh_topology **out, const char *xml_path)
 {
     lh_status st = LH_OK;
@@ -220,6 +286,7 @@ lh_status lh_topology_open(lh_topology **out, const char *xml_path)
     LH_TRY_OUT(add_cores(t, h, bound));
     LH_TRY_OUT(add_caches(t, h));
     LH_TRY_OUT(add_devices(t, h));
+    LH_TRY_OUT(add_links(t, h));
     hwloc_obj_t package = hwloc_get_obj_by_type(h, HWLOC_OBJ_PACKAGE, 0);
     const char *cpu = package ? hwloc_obj_get_info_by_name(package, "CPUModel") : NULL;
     snprintf(t->cpu, sizeof t->cpu, "%s", cpu ? cpu : "");
@@ -241,5 +308,6 @@ void lh_topology_close(lh_topology *t)
     free(t->pus);
     free(t->caches);
     free(t->devices);
+    free(t->links);
     free(t);
 }

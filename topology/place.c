@@ -1,7 +1,9 @@
 /* Ranks to places, by arithmetic alone. */
 #include "topology/topology.h"
 
-static int count_gpus(const lh_topology *t)
+#include <string.h>
+
+int lh_topology_gpus(const lh_topology *t)
 {
     int n = 0;
 
@@ -48,7 +50,7 @@ static int home(const lh_topology *t, int n_gpus, int rank, int size)
 
 lh_status lh_topology_place(lh_place *out, const lh_topology *t, int local_rank, int local_size)
 {
-    int n_gpus = count_gpus(t), n_nodes = count_nodes(t);
+    int n_gpus = lh_topology_gpus(t), n_nodes = count_nodes(t);
     int before = 0, together = 0; /* ranks of the same node */
 
     LH_REQUIRE(local_rank >= 0 && local_rank < local_size, LH_ERR_INVALID,
@@ -73,4 +75,10 @@ lh_status lh_topology_place(lh_place *out, const lh_topology *t, int local_rank,
     out->first_core = node->first_core + begin;
     out->n_cores = end > begin ? end - begin : 1;
     return LH_OK;
+}
+
+void lh_place_cores(unsigned char *cores, const lh_topology *t, const lh_place *place)
+{
+    memset(cores, 0, (size_t)t->n_cores);
+    memset(cores + place->first_core, 1, (size_t)place->n_cores);
 }

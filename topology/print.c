@@ -26,32 +26,68 @@ static int by_number(const void *x, const void *y)
     return (a > b) - (a < b);
 }
 
-/* Cores first .. first + n - 1 and their hardware threads: "cores 0-3 (PUs 0-3,8-11)". `pus` is
- * scratch. */
-static void print_cores(FILE *out, const lh_topology *t, int first, int n, int *pus)
+/* Rising numbers: "0-3,8". */
+static void print_ranges(FILE *out, const int *x, int n)
 {
-    int n_pus = 0;
+    for (int i = 0, j; i < n; i = j) {
+        for (j = i + 1; j < n && x[j] == x[j - 1] + 1;)
+            j++;
+        fprintf(out, i ? ",%d" : "%d", x[i]);
+        if (j > i + 1)
+            fprintf(out, "-%d", x[j - 1]);
+    }
+}
 
-    for (int c = first; c < first + n; c++)
-        for (int p = 0; p < t->cores[c].n_pus; p++)
-            pus[n_pus++] = t->pus[t->cores[c].first_pu + p];
-    if (n_pus == 0) {
+/* `numbers` is scratch for n_pus numbers. */
+static void print_cores(FILE *out, const lh_topology *t, const unsigned char *cores, int *numbers)
+{
+    int n_cores = 0, n_pus = 0;
+
+    for (int c = 0; c < t->n_cores; c++)
+        if (cores[c])
+            numbers[n_cores++] = c;
+    if (n_cores == 0) {
         fprintf(out, "no cores");
         return;
     }
-    qsort(pus, (size_t)n_pus, sizeof *pus, by_number);
-    fprintf(out, n > 1 ? "cores %d-%d (PUs " : "core %d (PUs ", first, first + n - 1);
-    for (int i = 0, j; i < n_pus; i = j) {
-        for (j = i + 1; j < n_pus && pus[j] == pus[j - 1] + 1;)
-            j++;
-        fprintf(out, i ? ",%d" : "%d", pus[i]);
-        if (j > i + 1)
-            fprintf(out, "-%d", pus[j - 1]);
-    }
+    fprintf(out, n_cores > 1 ? "cores " : "core ");
+    print_ranges(out, numbers, n_cores);
+    for (int c = 0; c < t->n_cores; c++)
+        for (int p = 0; cores[c] && p < t->cores[c].n_pus; p++)
+            numbers[n_pus++] = t->pus[t->cores[c].first_pu + p];
+    qsort(numbers, (size_t)n_pus, sizeof *numbers, by_number);
+    fprintf(out, " (PUs ");
+    print_ranges(out, numbers, n_pus);
     fprintf(out, ")");
 }
 
-static void print_machine(FILE *out, const lh_topology *t, int *pus)
+/* Scratch for print_cores, and marks of the cores; for free() also after a failure. */
+static lh_status make_scratch(const lh_topology *t, int **numbers, unsigned char **cores)
+{
+    *numbers = calloc((size_t)t->n_pus, sizeof **numbers);
+    *cores = calloc((size_t)t->n_cores, 1);
+    if (*numbers && *cores)
+        return LH_OK;
+    return LH_FAIL(LH_ERR_NOMEM, "topology: a list of %d PUs", t->n_pus);
+}
+
+lh_status lh_topology_cores_text(char *out, size_t size, const lh_topology *t,
+                                 const unsigned char *cores)
+{
+    int *numbers = calloc((size_t)t->n_pus, sizeof *numbers);
+    FILE *f = fmemopen(out, size, "w");
+    lh_status st = numbers && f ? LH_OK : LH_FAIL(LH_ERR_NOMEM, "topology: a list of PUs");
+
+    if (st == LH_OK)
+        print_cores(f, t, cores, numbers);
+    if (f)
+        (void)fclose(f); /* text that does not fit is cut */
+    out[size - 1] = '\0';
+    free(numbers);
+    return st;
+}
+
+static void print_machine(FILE *out, const lh_topology *t, int *numbers, unsigned char *cores)
 {
     int n_usable = 0;
 
@@ -79,7 +115,10 @@ static void print_machine(FILE *out, const lh_topology *t, int *pus)
         fprintf(out, "node %-2d ", i);
         print_bytes(out, t->numas[i].bytes);
         fprintf(out, ", ");
-        print_cores(out, t, t->numas[i].first_core, t->numas[i].n_cores, pus);
+        lh_place_cores(
+            cores, t,
+            &(lh_place){.first_core = t->numas[i].first_core, .n_cores = t->numas[i].n_cores});
+        print_cores(out, t, cores, numbers);
         fprintf(out, "\n");
     }
 }
@@ -103,24 +142,53 @@ static void print_devices(FILE *out, const lh_topology *t)
     }
 }
 
+/* For each GPU the others that it reaches equally fast: "nvlink  gpu 0 to 1-3, 450 GB/s". */
+static void print_links(FILE *out, const lh_topology *t, int *others)
+{
+    for (int gpu = 0; gpu < lh_topology_gpus(t); gpu++)
+        for (int first = 0; first < t->n_links; first++) {
+            const lh_topo_link *l = &t->links[first];
+            int n = 0, seen = 0;
+            if (l->a != gpu)
+                continue;
+            for (int i = 0; i < t->n_links; i++)
+                if (t->links[i].a == gpu && t->links[i].bytes_per_s == l->bytes_per_s) {
+                    seen |= i < first;
+                    others[n++] = t->links[i].b;
+                }
+            if (seen)
+                continue;
+            fprintf(out, "nvlink  gpu %d to ", gpu);
+            print_ranges(out, others, n);
+            fprintf(out, ", %.0f GB/s\n", l->bytes_per_s / 1e9);
+        }
+}
+
 lh_status lh_topology_print(FILE *out, const lh_topology *t, int local_size)
 {
-    int *pus = calloc((size_t)t->n_pus, sizeof *pus);
+    int *numbers = NULL, *others = calloc((size_t)t->n_devices + 1, sizeof *others);
+    unsigned char *cores = NULL;
+    lh_status st = LH_OK;
 
-    LH_REQUIRE(pus, LH_ERR_NOMEM, "topology: a list of %d PUs", t->n_pus);
-    print_machine(out, t, pus);
+    LH_REQUIRE_OUT(others, LH_ERR_NOMEM, "topology: a list of %d devices", t->n_devices);
+    LH_TRY_OUT(make_scratch(t, &numbers, &cores));
+    print_machine(out, t, numbers, cores);
     print_devices(out, t);
+    print_links(out, t, others);
     for (int r = 0; r < local_size; r++) {
         lh_place p;
-        lh_status st = lh_topology_place(&p, t, r, local_size);
-        LH_ASSERT(st == LH_OK);
+        LH_TRY_OUT(lh_topology_place(&p, t, r, local_size));
         fprintf(out, "rank %-2d ", r);
         if (p.gpu >= 0)
             fprintf(out, "gpu %d, ", p.gpu);
         fprintf(out, "node %d, ", p.numa);
-        print_cores(out, t, p.first_core, p.n_cores, pus);
+        lh_place_cores(cores, t, &p);
+        print_cores(out, t, cores, numbers);
         fprintf(out, "\n");
     }
-    free(pus);
-    return LH_OK;
+out:
+    free(others);
+    free(numbers);
+    free(cores);
+    return st;
 }

@@ -1,7 +1,7 @@
 /*
- * The machine a rank runs on, as plain numbers: packages, NUMA nodes, cores, caches, GPUs and
- * network adapters, found by hwloc here or read from a file of another machine; and where the
- * ranks of a node go on it.
+ * The machine a rank runs on, as plain numbers: packages, NUMA nodes, cores, caches, GPUs with the
+ * links between them, and network adapters, found by hwloc here or read from a file of another
+ * machine; and where the ranks of a node go on it.
  */
 #ifndef LH_TOPOLOGY_TOPOLOGY_H
 #define LH_TOPOLOGY_TOPOLOGY_H
@@ -45,14 +45,21 @@ typedef struct lh_topo_device {
     int numa;       /* the node it is next to, -1: no single one */
 } lh_topo_device;
 
+/* GPUs that are joined without the bus between them (NVLink, also over switches). */
+typedef struct lh_topo_link {
+    int a, b;           /* elements of lh_topology.devices, a < b */
+    double bytes_per_s; /* one way, from a to b */
+} lh_topo_link;
+
 typedef struct lh_topology {
     char cpu[64]; /* model, "" if unknown */
-    int n_packages, n_numas, n_cores, n_pus, n_caches, n_devices;
+    int n_packages, n_numas, n_cores, n_pus, n_caches, n_devices, n_links;
     lh_topo_numa *numas;     /* [n_numas], at least 1 */
     lh_topo_core *cores;     /* [n_cores], at least 1; those of a NUMA node are neighbours */
     int *pus;                /* [n_pus]: the system's number of each hardware thread */
     lh_topo_cache *caches;   /* [n_caches], largest level first */
     lh_topo_device *devices; /* [n_devices]: GPUs by bus address, then network adapters */
+    lh_topo_link *links;     /* [n_links]: as far as the system says */
 } lh_topology;
 
 /* This machine, or with `xml_path` not NULL the machine in that file of hwloc. LH_ERR_OPEN: the
@@ -75,6 +82,26 @@ typedef struct lh_place {
  * ranks than cores. LH_ERR_INVALID: not 0 <= local_rank < local_size.
  */
 lh_status lh_topology_place(lh_place *out, const lh_topology *t, int local_rank, int local_size);
+
+/* GPUs are the first of the devices: how many. */
+int lh_topology_gpus(const lh_topology *t);
+
+/* Marks in cores [n_cores] what a place has: 1, else 0. */
+void lh_place_cores(unsigned char *cores, const lh_topology *t, const lh_place *place);
+
+/* "cores 0-3,8 (PUs 0-3,8,16-20)" of cores [n_cores], cut to `size`. */
+lh_status lh_topology_cores_text(char *out, size_t size, const lh_topology *t,
+                                 const unsigned char *cores);
+
+/* A rank for a drawing. */
+typedef struct lh_topo_rank {
+    int rank, gpu;              /* gpu: element of lh_topology.devices, -1: none */
+    const unsigned char *cores; /* [n_cores] 1: it may run there */
+} lh_topo_rank;
+
+/* Writes the machine as an SVG picture: packages, nodes, cores, devices, and in colours the ranks.
+ */
+void lh_topology_draw(FILE *out, const lh_topology *t, const lh_topo_rank *ranks, int n_ranks);
 
 /* Writes the machine as text, and with local_size > 0 the places of so many ranks. */
 lh_status lh_topology_print(FILE *out, const lh_topology *t, int local_size);
