@@ -31,6 +31,7 @@ extern "C" {
     X(SCORE, "score", "negative log-likelihood of a text, token by token")                         \
     X(BENCH, "bench", "speed of this machine on this model: prefill and decode")                   \
     X(SYNTH, "synth", "write a checkpoint of random weights for a config")                         \
+    X(TOPO, "topo", "this machine, and where ranks go on it")                                      \
     X(INFO, "info", "version, build, settings with their origin")
 
 typedef enum lh_command {
@@ -88,7 +89,8 @@ typedef enum lh_opt_type {
       "where the number stands; 0 is the beginning")                                               \
     X(TRIALS, "trials", INT, 1, 1 << 20, "1", LH_C(NEEDLE), "N",                                   \
       "questions for each length and depth")                                                       \
-    X(SVG, "svg", TEXT, 0, 0, "(none)", LH_C(NEEDLE), "FILE", "draw the recall as a heat map")     \
+    X(SVG, "svg", TEXT, 0, 0, "(none)", LH_C(NEEDLE) | LH_C(TOPO), "FILE",                         \
+      "needle: the recall as a heat map; topo: the machine as a picture")                          \
     X(SEED, "seed", INT, 0, INT64_MAX, "0", LH_C(GENERATE) | LH_C(NEEDLE) | LH_C_SYNTH, "N",       \
       "of everything random")                                                                      \
     X(TOKENS, "tokens", TEXT, 0, 0, "(standard input)", LH_C(LOGITS) | LH_C(SCORE), "FILE",        \
@@ -118,7 +120,10 @@ typedef enum lh_opt_type {
     X(SPECIAL, "special", FLAG, 0, 1, "0", LH_C(TOKENIZE), "", "let control tokens through")       \
     X(VERIFY, "verify", FLAG, 0, 1, "0", LH_C(INSPECT), "", "read every byte")                     \
     X(TENSORS, "tensors", FLAG, 0, 1, "0", LH_C(INSPECT), "", "list every tensor")                 \
-    X(RANKS, "ranks", INT, 1, 65536, "1", LH_C(PLAN), "N", "ranks to plan for")                    \
+    X(XML, "xml", TEXT, 0, 0, "(this machine)", LH_C(TOPO), "FILE",                                \
+      "another machine, as hwloc saved it")                                                        \
+    X(RANKS, "ranks", INT, 1, 65536, "(plan 1, topo one a GPU or NUMA node)",                      \
+      LH_C(PLAN) | LH_C(TOPO), "N", "ranks to plan for; topo: on this node")                       \
     X(RANKS_PER_NODE, "ranks-per-node", INT, 1, 65536, "(all)", LH_C(PLAN), "N",                   \
       "also add up every node's memory")                                                           \
     X(MEMORY, "memory", SIZE, 1, INT64_MAX, "(unknown)", LH_C(PLAN), "BYTES",                      \

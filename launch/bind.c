@@ -55,6 +55,7 @@ static int count(const mask *m)
  */
 typedef struct part {
     lh_topology t;
+    int gpu[MAX_GPUS]; /* elements of the whole machine's devices */
     void *block;
 } part;
 
@@ -93,14 +94,13 @@ static void take_cores(part *p, const lh_topology *t, const mask *m)
 
 static void take_gpus(part *p, const lh_topology *t)
 {
-    int gpus[MAX_GPUS], n_all = 0, n = lh_visible_gpus(gpus, MAX_GPUS);
+    int gpus[MAX_GPUS], n_all = lh_topology_gpus(t), n = lh_visible_gpus(gpus, MAX_GPUS);
 
-    while (n_all < t->n_devices && t->devices[n_all].kind == LH_TOPO_GPU)
-        n_all++;
     for (int i = 0; i < (n < 0 ? n_all : n) && i < MAX_GPUS; i++) {
         int gpu = n < 0 ? i : gpus[i];
         if (gpu >= n_all)
             return; /* CUDA ends the list at a GPU that is not there */
+        p->gpu[p->t.n_devices] = gpu;
         p->t.devices[p->t.n_devices++] = t->devices[gpu];
     }
 }
@@ -151,18 +151,20 @@ lh_status lh_bind_cores(lh_binding *out, const lh_rank_info *r, const lh_topolog
     part p = {0};
     lh_place place;
 
-    *out = (lh_binding){.numa = -1};
+    *out = (lh_binding){.gpu = -1, .numa = -1};
     LH_TRY_OUT(read_mask(&own, 0));
     out->n_pus = count(&own);
-    if (bound_already(r, &own)) {
-        out->by = LH_BOUND_BY_LAUNCHER;
-        goto out;
-    }
     LH_TRY_OUT(lh_alloc(&p.block, layout(&p, NULL, t), "usable cores"));
     (void)layout(&p, p.block, t);
     take_cores(&p, t, &own);
     if (use_gpus)
         take_gpus(&p, t);
+    if (p.t.n_devices > 0)
+        out->gpu = p.gpu[r->local_rank % p.t.n_devices];
+    if (bound_already(r, &own)) {
+        out->by = LH_BOUND_BY_LAUNCHER;
+        goto out;
+    }
     if (p.t.n_cores < r->local_size || (r->local_size == 1 && p.t.n_devices == 0))
         goto out;
     LH_TRY_OUT(lh_topology_place(&place, &p.t, r->local_rank, r->local_size));

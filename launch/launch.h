@@ -48,6 +48,7 @@ typedef enum lh_bound_by {
 
 typedef struct lh_binding {
     lh_bound_by by;
+    int gpu;     /* element of lh_topology.devices that the rank takes, -1: none */
     int numa;    /* the node of its first core, -1: bound by nobody or the launcher */
     int n_cores; /* that it is bound to by us, else 0 */
     int n_pus;   /* hardware threads in its mask */

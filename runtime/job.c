@@ -41,3 +41,8 @@ lh_status lh_job_bcast(lh_job *j, void *buf, size_t bytes)
 {
     return lh_comm_bcast(j->comm, buf, bytes, 0, NULL);
 }
+
+lh_status lh_job_gather(lh_job *j, const void *mine, size_t bytes, void *all)
+{
+    return lh_comm_allgather(j->comm, mine, bytes, all, NULL);
+}

@@ -48,6 +48,8 @@ void lh_job_close(lh_job *j);
  * others LH_ERR_PEER. bcast: rank 0's bytes to all. */
 lh_status lh_job_agree(lh_job *j, lh_status mine);
 lh_status lh_job_bcast(lh_job *j, void *buf, size_t bytes);
+/* all [size][bytes]: everyone's `mine`, in rank order. Collective. */
+lh_status lh_job_gather(lh_job *j, const void *mine, size_t bytes, void *all);
 
 /* ------------------------------------------------------------------ engine */
 

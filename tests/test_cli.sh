@@ -193,6 +193,14 @@ others()
     gives '"latent_cache": 8257536' 1 plan --json - --context 1k \
         --model "$sources/tests/golden/kimi-linear-48b"
     gives 'latents' 3 plan --ranks 4 --backend cpu --context 4k
+    gives 'nvlink  gpu 0 to 1, 450 GB/s' 1 topo --xml "$sources/tests/topo/gpus.xml"
+    gives 'rank 3  gpu 1, node 1, cores 6-7' 3 topo --xml "$sources/tests/topo/gpus.xml" --ranks 4 --svg "$work/topo.svg"
+    grep -q '>rank 3, gpu 1</text>' "$work/topo.svg" || complain 'topo --svg'
+    gives '"bus": "0000:9a:00.0"' 1 topo --xml "$sources/tests/topo/gpus.xml" --json -
+    gives 'rank 2 ' 3 topo
+    gives '"bound": "' 3 topo --json - --backend cpu
+    fails 66 'nosuch.xml' topo --xml "$work/nosuch.xml"
+    fails 65 'not a machine' topo --xml "$sources/tests/check.h"
     gives 'longhaul' 1 info
     gives '--haystack' 1 needle --help
     gives 'longhaul 0.' 3 --version

@@ -281,7 +281,7 @@ lh_status lh_topology_open(lh_topology **out, const char *xml_path)
     LH_REQUIRE_OUT(t && bound, LH_ERR_NOMEM, "topology");
     /* without a mask, as for a machine from a file, every core is usable */
     if (!hwloc_topology_is_thissystem(h) ||
-        hwloc_get_cpubind(h, bound, HWLOC_CPUBIND_PROCESS) != 0 || hwloc_bitmap_iszero(bound))
+        hwloc_get_cpubind(h, bound, HWLOC_CPUBIND_THREAD) != 0 || hwloc_bitmap_iszero(bound))
         hwloc_bitmap_fill(bound);
     LH_TRY_OUT(add_cores(t, h, bound));
     LH_TRY_OUT(add_caches(t, h));

@@ -10,7 +10,7 @@
 #define CORE_W 44
 #define CORE_H 26
 #define NODE_W (PER_ROW * CORE_W + 2 * PAD)
-#define DEVICE_W (NODE_W / 2 - PAD)
+#define DEVICE_W ((NODE_W - 3 * PAD) / 2)
 #define DEVICE_H 40
 #define RANK_W 180 /* in the legend */
 #define MAX_STRIPES 4
@@ -139,8 +139,7 @@ static void draw_node(const picture *p, int numa, int x, int y)
     }
     for (int i = 0; i < t->n_devices; i++)
         if (t->devices[i].numa == numa) {
-            draw_device(p, i, x + PAD / 2 + n % 2 * (DEVICE_W + PAD),
-                        at + n / 2 * (DEVICE_H + PAD));
+            draw_device(p, i, x + PAD + n % 2 * (DEVICE_W + PAD), at + n / 2 * (DEVICE_H + PAD));
             n++;
         }
 }

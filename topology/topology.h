@@ -18,7 +18,7 @@ extern "C" {
 typedef struct lh_topo_core {
     int package, numa;   /* numbers from 0 in hwloc's logical order */
     int first_pu, n_pus; /* hardware threads: elements of lh_topology.pus */
-    int usable;          /* the process may run on it; always 1 for a machine from a file */
+    int usable;          /* the calling thread may run on it; always 1 for a machine from a file */
 } lh_topo_core;
 
 typedef struct lh_topo_numa {

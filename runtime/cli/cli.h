@@ -33,6 +33,7 @@ lh_status lh_cli_logits(lh_cli *c);
 lh_status lh_cli_tokenize(lh_cli *c);
 lh_status lh_cli_inspect(lh_cli *c);
 lh_status lh_cli_plan(lh_cli *c);
+lh_status lh_cli_topo(lh_cli *c);
 lh_status lh_cli_info(lh_cli *c);
 lh_status lh_cli_score(lh_cli *c);
 lh_status lh_cli_bench(lh_cli *c);

@@ -23,6 +23,7 @@ static const struct {
     [LH_CMD_INSPECT] = {lh_cli_inspect, 0},   [LH_CMD_PLAN] = {lh_cli_plan, 0},
     [LH_CMD_INFO] = {lh_cli_info, 0},         [LH_CMD_SCORE] = {lh_cli_score, 1},
     [LH_CMD_BENCH] = {lh_cli_bench, 1},       [LH_CMD_SYNTH] = {lh_cli_synth, 0},
+    [LH_CMD_TOPO] = {lh_cli_topo, 1},
 };
 
 static char line_start[64] = "longhaul: ";

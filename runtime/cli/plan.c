@@ -112,7 +112,7 @@ lh_status lh_cli_plan(lh_cli *c)
     lh_plan_opts opts = {
         .model_dir = c->model_dir,
         .backend = backend,
-        .n_ranks = (int)lh_opt_number(o, LH_OPT_RANKS),
+        .n_ranks = lh_opt_given(o, LH_OPT_RANKS) ? (int)lh_opt_number(o, LH_OPT_RANKS) : 1,
         .n_threads = c->n_threads,
         .segment_tokens = lh_opt_number(o, LH_OPT_SEGMENT),
         .block_tokens = lh_opt_number(o, LH_OPT_BLOCK),
