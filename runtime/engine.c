@@ -370,5 +370,5 @@ lh_status lh_engine_agree(lh_engine *e, lh_status mine)
 lh_status lh_engine_bcast(lh_engine *e, void *buf, size_t bytes)
 {
     lh_comm_at(e->comm, "set-up", -1);
-    return lh_comm_bcast(e->comm, buf, bytes, 0, e->s);
+    return lh_comm_bcast(e->comm, buf, bytes, 0, NULL);
 }

@@ -62,7 +62,7 @@ lh_status lh_engine_phases(lh_engine *e, lh_phase *out, int max, int *n)
     lh_phase_total(*all)[LH_N_PHASES] = malloc(ranks * sizeof *all);
     LH_TRY(
         lh_comm_agree(e->comm, all ? LH_OK : LH_FAIL(LH_ERR_NOMEM, "phases of %zu ranks", ranks)));
-    LH_TRY_OUT(lh_comm_allgather(e->comm, e->clock.of, sizeof *all, all, e->s));
+    LH_TRY_OUT(lh_comm_allgather(e->comm, e->clock.of, sizeof *all, all, NULL));
     for (int i = 0; i < LH_N_PHASES && count < max; i++) {
         lh_phase p = {.name = names[i], .min_s = all[0][i].seconds, .calls = all[0][i].calls};
         for (size_t r = 0; r < ranks; r++) {
