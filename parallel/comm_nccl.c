@@ -165,6 +165,20 @@ static lh_status nccl_allgather(lh_comm *c, const void *send, size_t bytes, void
                   ncclAllGather(send, recv, bytes, ncclUint8, n->comm, lh_cuda_stream_handle(s)));
 }
 
+/* Words that are 0 on all ranks but one: their integer sum moves the bits as they are. */
+static lh_status nccl_merge(lh_comm *c, void *buf, size_t bytes, void *scratch, lh_stream *s)
+{
+    nccl_comm *n = (nccl_comm *)c;
+
+    (void)scratch;
+    LH_TRY(start(n, "merge"));
+    if (bytes == 0)
+        return LH_OK;
+    return settle(n, "ncclAllReduce",
+                  ncclAllReduce(buf, buf, bytes / sizeof(uint32_t), ncclUint32, ncclSum, n->comm,
+                                lh_cuda_stream_handle(s)));
+}
+
 static lh_status nccl_allgatherv(lh_comm *c, const void *send, void *recv, const size_t *recv_bytes,
                                  const size_t *recv_offset, lh_stream *s)
 {
@@ -332,6 +346,7 @@ static const lh_comm_ops nccl_ops = {
     .allgatherv = nccl_allgatherv,
     .alltoallv = nccl_alltoallv,
     .sendrecv = nccl_sendrecv,
+    .merge = nccl_merge,
     .wait = nccl_wait,
     .progress = nccl_progress,
     .abort = nccl_abort,

@@ -52,6 +52,12 @@ static lh_status do_bcast(unsigned char *buf, size_t bytes, int root)
     return after(lh_comm_bcast(comm, at(buf), bytes, root, stream));
 }
 
+static lh_status do_merge(unsigned char *buf, size_t bytes, unsigned char *scratch)
+{
+    before();
+    return after(lh_comm_merge(comm, at(buf), bytes, at(scratch), stream));
+}
+
 static lh_status do_allgather(const unsigned char *send, size_t bytes, unsigned char *recv)
 {
     before();
@@ -112,6 +118,24 @@ static void test_bcast(void)
         }
     CHECK_STATUS(do_bcast(received, 1, comm->size), LH_ERR_INVALID);
     CHECK_STATUS(do_bcast(NULL, 1, 0), LH_ERR_INVALID);
+}
+
+/* Word i is rank i % size's; all its bits must arrive. */
+static void test_merge(void)
+{
+    enum { WORDS = 1000 };
+    uint32_t words[WORDS];
+
+    for (int n = 0; n <= WORDS; n += n < 5 ? 1 : 331) {
+        for (int i = 0; i < n; i++)
+            words[i] = i % comm->size == comm->rank ? 0x80000000u + (uint32_t)i * 2654435761u : 0;
+        memcpy(sent, words, (size_t)n * sizeof *words);
+        CHECK_OK(do_merge(sent, (size_t)n * sizeof *words, received));
+        memcpy(words, sent, (size_t)n * sizeof *words);
+        for (int i = 0; i < n; i++)
+            CHECK(words[i] == 0x80000000u + (uint32_t)i * 2654435761u);
+    }
+    CHECK_STATUS(lh_comm_merge(comm, at(sent), 3, at(received), stream), LH_ERR_INVALID);
 }
 
 static void test_allgather(void)
@@ -293,6 +317,7 @@ static void run_cases(lh_comm *c, const lh_device_ops *d, lh_stream *s)
         device_received = q;
     }
     RUN(test_bcast);
+    RUN(test_merge);
     RUN(test_allgather);
     RUN(test_allgatherv);
     RUN(test_alltoallv);

@@ -19,7 +19,6 @@ int main(int argc, char **argv)
         run_cases(c, NULL, NULL);
         /* With a device and its stream. */
         CHECK_OK(lh_device_cpu.open(&s, 0, 1, 1));
-        lh_comm_use_device(c, &lh_device_cpu);
         run_cases(c, &lh_device_cpu, s);
         lh_comm_destroy(c);
         lh_device_cpu.close(s);
