@@ -22,6 +22,11 @@ typedef struct lh_device_ops {
     const char *name; /* "cpu", "cuda" */
     int reads_host;   /* 1: operations read host memory, maps of files too, like their own */
 
+    /* Devices that this process sees, and where one is plugged in ("0000:17:00.0"; "" for the CPU).
+     */
+    int (*count)(void);
+    lh_status (*bus)(int index, char out[16]);
+
     /* Opens device `index` (a GPU's number; 0 on the CPU) with `n_threads` >= 1 threads of the host
      * for its work. `deterministic` 1: a row's bits depend on its tile alone, as kernels.h says; 0:
      * they may depend on the rest of the call where that is faster. The CPU is always

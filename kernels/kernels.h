@@ -370,6 +370,13 @@ extern const lh_kernels lh_kernels_cpu;
 /* NULL: not in this build, or no driver or GPU that it can use. */
 const lh_kernels *lh_kernels_cuda(void);
 
+/*
+ * The CUDA backend's types and sizes, for plans: only act_bytes, device->reads_host and the
+ * functions that tell bytes may be used. In a build without CUDA the work areas are those of the
+ * CPU backend.
+ */
+const lh_kernels *lh_kernels_cuda_sizes(void);
+
 #ifdef __cplusplus
 }
 #endif

@@ -48,7 +48,7 @@ lh_status lh_logits(lh_engine *e, const void *x, int64_t n, int owner, float *ou
         LH_TRY(lh_gather_parts(e, w->logits, e->d.n_vocab, sizeof(float)));
         LH_TRY(e->k->device->download(e->s, out + i * e->d.n_vocab, w->logits,
                                       (size_t)e->d.n_vocab * sizeof(float)));
-        LH_TRY(e->k->device->sync(e->s)); /* `logits` is free for the next row */
+        LH_TRY(lh_comm_wait(e->comm, e->s)); /* `logits` is free for the next row */
     }
     return LH_OK;
 }
@@ -105,7 +105,7 @@ lh_status lh_decode(lh_engine *e, const lh_step_item *item)
     r->ran = 1;
     s->position++;
     if (item->n_logits == 0)
-        return e->k->device->sync(e->s);
+        return lh_comm_wait(e->comm, e->s);
     lh_enter(e, LH_PHASE_HEAD, -1);
     LH_TRY(lh_logits(e, e->ws.x, 1, -1, item->logits));
     return lh_logits_done(e, item, s->position - 1, 0, 1);

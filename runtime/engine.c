@@ -7,22 +7,25 @@
 
 #include "base/log.h"
 #include "base/mem.h"
+#include "launch/launch.h"
 #include "runtime/engine_internal.h"
 
 #define DEFAULT_PEER_TIMEOUT_S 60.0
 
 static lh_status choose_backend(lh_engine *e, const lh_engine_opts *o)
 {
-    const char *name = o->backend;
+    const char *name = o->backend ? o->backend : "auto";
+    int automatic = strcmp(name, "auto") == 0;
 
-    if (!name || strcmp(name, "auto") == 0 || strcmp(name, "cpu") == 0) {
+    LH_REQUIRE(automatic || strcmp(name, "cpu") == 0 || strcmp(name, "cuda") == 0, LH_ERR_USAGE,
+               "backend '%s': expected auto, cpu or cuda", name);
+    e->k = strcmp(name, "cpu") == 0 ? &lh_kernels_cpu : lh_kernels_cuda();
+    LH_REQUIRE(e->k || automatic, LH_ERR_UNAVAILABLE,
+               "backend 'cuda': this build has none, or there is no GPU that it can use");
+    if (!e->k)
         e->k = &lh_kernels_cpu;
-        e->by_runs = o->debug_by_runs;
-        return LH_OK;
-    }
-    LH_REQUIRE(strcmp(name, "cuda") != 0, LH_ERR_UNAVAILABLE,
-               "backend 'cuda': this build has the CPU backend only");
-    return LH_FAIL(LH_ERR_USAGE, "backend '%s': expected auto, cpu or cuda", name);
+    e->by_runs = e->k->device->reads_host ? o->debug_by_runs : !o->deterministic;
+    return LH_OK;
 }
 
 static int is_synthetic(const lh_engine_opts *o)
@@ -48,6 +51,45 @@ static lh_status same_settings(lh_engine *e, const lh_engine_opts *o)
     LH_TRY(lh_comm_same(e->comm, &weights, sizeof weights, "weights (kind, seed, skew)"));
     return lh_comm_same(e->comm, settings, sizeof settings,
                         "settings (segment, block, context, sessions, types)");
+}
+
+/* The GPU of this rank: the one of its local rank, which no other rank has. */
+static lh_status choose_gpu(lh_engine *e, int *index)
+{
+    const lh_device_ops *device = e->k->device;
+    size_t n = (size_t)e->comm->size;
+    lh_rank_info rank = {.size = 1, .local_size = 1};
+    lh_gpu_id *ids = calloc(n, sizeof *ids), mine;
+    char bus[16] = "";
+    lh_status st = ids ? LH_OK : LH_FAIL(LH_ERR_NOMEM, "GPUs of %zu ranks", n);
+
+    if (st == LH_OK && n > 1)
+        st = lh_rank_info_read(&rank);
+    if (st == LH_OK)
+        st = lh_choose_gpu(index, &rank, device->count());
+    if (st == LH_OK)
+        st = device->bus(*index, bus);
+    LH_TRY_OUT(lh_comm_agree(e->boot, st));
+    lh_gpu_id_fill(&mine, bus);
+    LH_TRY_OUT(lh_comm_allgather(e->boot, &mine, sizeof mine, ids, NULL));
+    LH_TRY_OUT(lh_gpus_differ(ids, e->comm->size));
+out:
+    free(ids);
+    return st;
+}
+
+/* The stream, and over several GPUs the communicator between their memories. Collective. */
+static lh_status open_device(lh_engine *e)
+{
+    const lh_device_ops *device = e->k->device;
+    int index = 0;
+
+    if (!device->reads_host)
+        LH_TRY(choose_gpu(e, &index));
+    LH_TRY(lh_comm_agree(e->boot, device->open(&e->s, index, e->g.n_threads, !e->by_runs)));
+    if (device->reads_host || e->comm->size == 1)
+        return LH_OK;
+    return lh_comm_nccl_create(&e->comm, e->boot, e->s, e->boot->timeout_s);
 }
 
 /* One arena on the device: exactly the planned bytes. */
@@ -81,7 +123,7 @@ static lh_status allocate(lh_engine *e)
     (void)lh_host_layout(&e->host, e->arena_host, g);
     if (e->d.n_dense_layers < e->d.n_layers) {
         LH_TRY(lh_expert_create(&e->expert, g->round_rows, g->round_rows * g->size, e->d.n_experts,
-                                e->d.top_k, e->comm, e->comm));
+                                e->d.top_k, e->comm, e->boot));
         used->communication += lh_expert_bytes(g->round_rows, g->round_rows * g->size,
                                                e->d.n_experts, e->d.top_k, g->rank, g->size);
     }
@@ -241,7 +283,6 @@ static lh_status open_configured(lh_engine *e, const lh_engine_opts *o)
 static lh_status open_allocated(lh_engine *e)
 {
     lh_rank_plan_make(&e->plan, &e->g);
-    LH_TRY(e->k->device->open(&e->s, 0, e->g.n_threads, 1));
     LH_TRY(allocate(e));
     fill_constants(e);
     LH_TRY(upload_pointers(e));
@@ -266,14 +307,16 @@ lh_status lh_engine_open(lh_engine **out, const lh_engine_opts *o)
     e->user = o->user;
     e->allow_nonfinite = o->allow_nonfinite;
     if (o->use_mpi)
-        LH_TRY_OUT(lh_comm_mpi_create(&e->comm, o->peer_timeout_s > 0 ? o->peer_timeout_s
+        LH_TRY_OUT(lh_comm_mpi_create(&e->boot, o->peer_timeout_s > 0 ? o->peer_timeout_s
                                                                       : DEFAULT_PEER_TIMEOUT_S));
     else
-        LH_TRY_OUT(lh_comm_self_create(&e->comm));
+        LH_TRY_OUT(lh_comm_self_create(&e->boot));
+    e->comm = e->boot;
     lh_log_set_rank(e->comm->rank, e->comm->size);
     lh_comm_at(e->comm, "set-up", -1);
     LH_TRY_OUT(lh_comm_agree(e->comm, open_configured(e, o)));
     LH_TRY_OUT(same_settings(e, o));
+    LH_TRY_OUT(open_device(e));
     LH_TRY_OUT(lh_comm_agree(e->comm, open_allocated(e)));
     LH_TRY_OUT(lh_comm_agree(e->comm, open_loaded(e, o)));
     LH_LOG_I("engine", "%s, %d ranks of %d threads, %zu MB planned here", e->k->name, e->comm->size,
@@ -299,15 +342,18 @@ void lh_engine_close(lh_engine *e)
         for (size_t i = 0; i < sizeof arenas / sizeof *arenas; i++)
             device->release(e->s, arenas[i]);
         lh_synth_close(e->synth);
-        device->close(e->s);
     }
     lh_expert_destroy(e->expert);
+    if (e->comm != e->boot)
+        lh_comm_destroy(e->comm);
+    if (e->s)
+        e->k->device->close(e->s);
     lh_checkpoint_close(e->checkpoint);
     free(e->arena_host);
     free(e->device_w);
     free(e->recordings);
     free(e->slot_taken);
-    lh_comm_destroy(e->comm);
+    lh_comm_destroy(e->boot);
     free(e);
 }
 

@@ -133,10 +133,10 @@ typedef struct lh_workspace {
 
 /* Host arrays of a step. */
 typedef struct lh_host_space {
-    int32_t *expert;      /* [n, top_k] as downloaded */
-    int64_t *position;    /* [n] absolute position of each row */
-    int64_t *segment;     /* [n] segment of each row, from the start of the turn */
-    int64_t *tile_start;  /* [max_segments + 1] */
+    int32_t *expert;     /* [n, top_k] as downloaded */
+    int64_t *position;   /* [n] absolute position of each row */
+    int64_t *segment;    /* [n] segment of each row, from the start of the turn; by runs its rank */
+    int64_t *tile_start; /* [max_segments + 1] */
     int64_t *round_start; /* [max_segments + 1] tiles of a round, from its first row */
     int32_t *net; /* [max(max_segments, LH_LOGIT_ROWS, top_k)]: zeros, for calls of one network */
     int64_t *unit_start; /* [max(LH_LOGIT_ROWS, top_k) + 1] tiles of one row */
@@ -248,7 +248,8 @@ typedef struct lh_recording {
 } lh_recording;
 
 struct lh_engine {
-    lh_comm *comm;
+    lh_comm *boot; /* host memory: set-up and expert plans */
+    lh_comm *comm; /* rows and states, in memory of the stream's device; may be `boot` */
     const lh_kernels *k;
     lh_stream *s;
     lh_dims d;

@@ -130,7 +130,7 @@ lh_status lh_ffn_prefill(lh_engine *e, int l)
     LH_TRY(route(e, lw, n, b->tiles, w->moe.scores, w->moe.expert, w->moe.weight));
     LH_TRY(e->k->device->download(e->s, e->host.expert, w->moe.expert,
                                   (size_t)(n * k) * sizeof(int32_t)));
-    LH_TRY(e->k->device->sync(e->s));
+    LH_TRY(lh_comm_wait(e->comm, e->s));
     if (e->observer.rows) {
         e->observer.rows(e->observer.user, "expert", l, w->moe.expert, n, e->host.position);
         e->observer.rows(e->observer.user, "weight", l, w->moe.weight, n, e->host.position);

@@ -6,8 +6,11 @@
 #include "runtime/engine_internal.h"
 
 #define DEFAULT_SEGMENT 512
-#define DEFAULT_BLOCK_ROWS 4096 /* per rank */
-#define ROUND_ROWS 1024         /* per rank and round of expert dispatch */
+/* Rows of a rank: of a block where the user does not say, and of a round of expert dispatch. A GPU
+ * wants many rows for each expert; on the CPU a smaller round keeps its buffers in the caches. */
+#define CPU_BLOCK_ROWS 4096
+#define CPU_ROUND_ROWS 1024
+#define GPU_BLOCK_ROWS 32768
 #define ALIGN 256
 
 lh_status lh_geometry_make(lh_geometry *out, const lh_dims *d, const lh_kernels *k,
@@ -15,6 +18,7 @@ lh_status lh_geometry_make(lh_geometry *out, const lh_dims *d, const lh_kernels 
 {
     lh_geometry g = {.d = d, .k = k, .act_bytes = act_bytes, .rank = o->rank, .size = o->size};
     int size = o->size;
+    int64_t block_rows = k->device->reads_host ? CPU_BLOCK_ROWS : GPU_BLOCK_ROWS;
 
     LH_REQUIRE(size >= 1 && size <= LH_MAX_RANKS, LH_ERR_UNAVAILABLE, "%d ranks: expected 1 to %d",
                size, LH_MAX_RANKS);
@@ -35,12 +39,14 @@ lh_status lh_geometry_make(lh_geometry *out, const lh_dims *d, const lh_kernels 
                (long long)d->max_context);
     LH_REQUIRE(o->block >= 0, LH_ERR_USAGE, "a block of %lld tokens: expected at least 1",
                (long long)o->block);
-    g.block = o->block ? o->block : (int64_t)DEFAULT_BLOCK_ROWS * size;
+    g.block = o->block ? o->block : block_rows * size;
     g.block = lh_round_up(lh_min64(g.block, g.context), g.segment);
     g.latent_rows = lh_round_up(g.context, LH_KEY_TILE);
     g.max_segments = (int)((g.block / g.segment + size - 1) / size);
     g.max_rows = g.max_segments * g.segment;
-    g.round_segments = (int)lh_min64(lh_max64(ROUND_ROWS / g.segment, 1), g.max_segments);
+    g.round_segments = (int)lh_min64(lh_max64(CPU_ROUND_ROWS / g.segment, 1), g.max_segments);
+    if (!k->device->reads_host)
+        g.round_segments = g.max_segments;
     g.round_rows = g.round_segments * g.segment;
     g.kda_heads = lh_split(d->kda_heads, g.rank, size);
     g.mla_heads = lh_split(d->mla_heads, g.rank, size);

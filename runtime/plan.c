@@ -126,6 +126,7 @@ lh_status lh_plan_make(lh_plan **out, const lh_plan_opts *o)
     lh_plan *p = NULL;
     lh_geometry g;
     int cuda = o->backend && strcmp(o->backend, "cuda") == 0;
+    const lh_kernels *k = cuda ? lh_kernels_cuda_sizes() : &lh_kernels_cpu;
 
     LH_REQUIRE(o->n_ranks >= 1 && o->n_ranks <= LH_MAX_RANKS, LH_ERR_USAGE,
                "%d ranks: expected 1 to %d", o->n_ranks, LH_MAX_RANKS);
@@ -137,7 +138,7 @@ lh_status lh_plan_make(lh_plan **out, const lh_plan_opts *o)
     LH_TRY_OUT(lh_config_read(d, o->model_dir, NULL));
     lh_model_info_fill(&p->model, d);
     for (int r = 0; r < o->n_ranks; r++) {
-        LH_TRY_OUT(lh_geometry_make(&g, d, &lh_kernels_cpu, cuda ? 2 : 4,
+        LH_TRY_OUT(lh_geometry_make(&g, d, k, k->act_bytes,
                                     &(lh_settings){.rank = r,
                                                    .size = o->n_ranks,
                                                    .n_threads = o->n_threads > 0 ? o->n_threads : 1,

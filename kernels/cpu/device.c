@@ -290,9 +290,23 @@ static lh_status cpu_sync(lh_stream *s)
     return LH_OK;
 }
 
+static int cpu_count(void)
+{
+    return 1;
+}
+
+static lh_status cpu_bus(int index, char out[16])
+{
+    (void)index;
+    out[0] = '\0';
+    return LH_OK;
+}
+
 const lh_device_ops lh_device_cpu = {
     .name = "cpu",
     .reads_host = 1,
+    .count = cpu_count,
+    .bus = cpu_bus,
     .open = cpu_open,
     .close = cpu_close,
     .alloc = cpu_alloc,

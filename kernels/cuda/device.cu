@@ -6,6 +6,7 @@
 
 #include "base/mem.h"
 #include "kernels/cuda/cuda.cuh"
+#include "kernels/cuda/stream.h"
 
 #define HALF (LH_CUDA_STAGE_BYTES / 2)
 #define STAGE_MOST (LH_CUDA_STAGE_BYTES / 8)
@@ -363,6 +364,8 @@ static void cuda_forget(lh_stream *s, void *recording)
 
 const lh_device_ops lh_device_cuda = {
     .name = "cuda",
+    .count = lh_cuda_gpu_count,
+    .bus = lh_cuda_gpu_bus,
     .open = cuda_open,
     .close = cuda_close,
     .alloc = cuda_alloc,

@@ -105,6 +105,7 @@ lh_status lh_cli_open_engine(lh_cli *c, int64_t context, int max_sessions)
         .max_sessions = max_sessions,
         .peer_timeout_s = lh_opt_real(c->opts, LH_OPT_PEER_TIMEOUT),
         .allow_nonfinite = (int)lh_opt_number(c->opts, LH_OPT_ALLOW_NONFINITE),
+        .deterministic = (int)lh_opt_number(c->opts, LH_OPT_DETERMINISTIC),
         .progress = lh_cli_progress,
         .user = c,
     };
