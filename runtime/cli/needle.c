@@ -7,7 +7,7 @@
 #include "base/mem.h"
 #include "runtime/cli/request.h"
 
-#define ANSWER_TOKENS 16
+#define ANSWER_TOKENS 24 /* a whole sentence with the number in it */
 
 static const char *const names[] = {
     "Acorn",    "Amber",   "Basil",   "Birch",   "Cedar",  "Clover",   "Copper", "Coral",
@@ -100,8 +100,8 @@ static int32_t *put_hay(int32_t *at, const needle *w, int64_t from, int64_t n)
     return at;
 }
 
-/* Exactly `length` tokens: the text is cut between tokens of the haystack, which starts anywhere
- * and goes round. */
+/* Exactly `length` tokens, less at the end of the context so that the answer has room: the text is
+ * cut between tokens of the haystack, which starts anywhere and goes round. */
 static lh_status make_prompt(const lh_cli *c, const needle *w, trial *t, lh_request *r)
 {
     lh_status st = LH_OK;
@@ -114,10 +114,11 @@ static lh_status make_prompt(const lh_cli *c, const needle *w, trial *t, lh_requ
 
     LH_TRY_OUT(lh_tokenizer_encode(c->tokenizer, text, (size_t)n, 0, &sentence.ids, &sentence.n));
     LH_TRY_OUT(make_frame(c, t, &frame, &text_at));
-    int64_t hay = t->length - bos - frame.n - sentence.n, before = hay * t->depth / 100;
+    int64_t length = lh_min64(t->length, w->context - ANSWER_TOKENS);
+    int64_t hay = length - bos - frame.n - sentence.n, before = hay * t->depth / 100;
     LH_REQUIRE_OUT(hay >= 0, LH_ERR_USAGE, "--lengths: %lld, expected at least %lld tokens",
-                   (long long)t->length, (long long)(t->length - hay));
-    LH_TRY_OUT(lh_alloc((void **)&r->ids, (size_t)t->length * sizeof *r->ids, "a prompt"));
+                   (long long)t->length, (long long)(length - hay));
+    LH_TRY_OUT(lh_alloc((void **)&r->ids, (size_t)length * sizeof *r->ids, "a prompt"));
     int32_t *at = r->ids;
     if (bos)
         *at++ = lh_tokenizer_special(c->tokenizer, LH_BOS);
