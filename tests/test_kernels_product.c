@@ -322,6 +322,9 @@ static void check_routers(int deterministic)
     }
     check_router(&shapes[4], 64, 1, deterministic);
     data_free();
+    /* long sums for many rows, and for few of them alone */
+    check_router(&(shape){600, 300, 4, {1100, 2, 40, 1}}, 8, 1, deterministic);
+    data_free();
 }
 
 static void test_router(void)

@@ -9,13 +9,13 @@
 #define SLICE 256
 #define STEP 16 /* of an mma */
 
-#define FEW_ROWS 512     /* up to this many a block takes 16 rows and 8 experts */
+#define FEW_ROWS 1024    /* up to this many a block takes 16 rows and 8 experts */
 #define FEW_ROWS_BLAS 32 /* the same where cuBLAS may take the rest */
 #define FEW_WARPS 12
 #define MOST_SLICES 64
 
 #define TILE 128 /* rows, and experts, of a block with many rows */
-#define WARPS 8  /* 4 along the rows, 2 along the experts: 32 by 64 each */
+#define WARPS 16 /* 4 along the rows, 4 along the experts: 32 by 32 each */
 #define STAGE 64 /* elements of k in a stage */
 #define STAGES 4
 
@@ -160,8 +160,8 @@ static __global__ void __launch_bounds__(WARPS * 32, 1)
     tiles_smem *smem = (tiles_smem *)bytes;
     int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     int first_row = (int)blockIdx.y * TILE, first_expert = (int)blockIdx.x * TILE;
-    int row = warp % 4 * 32, expert = warp / 4 * 64; /* of the warp, in the tile */
-    float c[2][8][4] = {0}, sum[2][8][4] = {0};
+    int row = warp % 4 * 32, expert = warp / 4 * 32; /* of the warp, in the tile */
+    float c[2][4][4] = {0}, sum[2][4][4] = {0};
     tile_source from_x = source_of(x, first_row, n_rows, n);
     tile_source from_w = source_of(w, first_expert, n_experts, n);
 
@@ -180,18 +180,18 @@ static __global__ void __launch_bounds__(WARPS * 32, 1)
         __syncthreads(); /* this stage is there for all; all are done with the one before it */
 #pragma unroll
         for (int i = 0; i < STAGE / STEP; i++) {
-            uint4 a[2], b[4];
+            uint4 a[2], b[2];
 #pragma unroll
             for (int m = 0; m < 2; m++)
                 a[m] = load_matrices(
                     sx + piece_at(STAGE / 8, row + m * 16 + lane % 16, i * 2 + lane / 16));
 #pragma unroll
-            for (int e = 0; e < 4; e++)
+            for (int e = 0; e < 2; e++)
                 b[e] = load_matrices(sw + piece_at(STAGE / 8,
                                                    expert + e * 16 + lane / 16 * 8 + lane % 8,
                                                    i * 2 + lane / 8 % 2));
 #pragma unroll
-            for (int e = 0; e < 8; e++)
+            for (int e = 0; e < 4; e++)
 #pragma unroll
                 for (int m = 0; m < 2; m++)
                     multiply(c[m][e], a[m], e % 2 ? b[e / 2].z : b[e / 2].x,
@@ -206,18 +206,18 @@ static __global__ void __launch_bounds__(WARPS * 32, 1)
         }
         if (stage % (SLICE / STAGE) == SLICE / STAGE - 1 || stage == n_stages - 1) {
 #pragma unroll
-            for (int i = 0; i < 64; i++) {
-                sum[i / 32][i / 4 % 8][i % 4] += c[i / 32][i / 4 % 8][i % 4];
-                c[i / 32][i / 4 % 8][i % 4] = 0;
+            for (int i = 0; i < 32; i++) {
+                sum[i / 16][i / 4 % 4][i % 4] += c[i / 16][i / 4 % 4][i % 4];
+                c[i / 16][i / 4 % 4][i % 4] = 0;
             }
         }
     }
 #pragma unroll
-    for (int i = 0; i < 64; i++) {
-        int to_row = first_row + row + i / 32 * 16 + i % 4 / 2 * 8 + lane / 4;
-        int to_expert = first_expert + expert + i / 4 % 8 * 8 + lane % 4 * 2 + i % 2;
+    for (int i = 0; i < 32; i++) {
+        int to_row = first_row + row + i / 16 * 16 + i % 4 / 2 * 8 + lane / 4;
+        int to_expert = first_expert + expert + i / 4 % 4 * 8 + lane % 4 * 2 + i % 2;
         if (to_row < n_rows && to_expert < n_experts)
-            scores[(int64_t)to_row * n_experts + to_expert] = sum[i / 32][i / 4 % 8][i % 4];
+            scores[(int64_t)to_row * n_experts + to_expert] = sum[i / 16][i / 4 % 4][i % 4];
     }
 }
 
@@ -237,7 +237,7 @@ static __global__ void __launch_bounds__(CHOICE_WARPS * 32)
 {
     int64_t row = (int64_t)blockIdx.x * CHOICE_WARPS + threadIdx.x / 32;
     int lane = (int)threadIdx.x % 32;
-    float s[N], sum = 0;
+    float s[N], b[N], sum = 0;
     unsigned key[N], chosen = 0;
 
     if (row >= n_rows)
@@ -246,10 +246,15 @@ static __global__ void __launch_bounds__(CHOICE_WARPS * 32)
     expert += row * top_k;
     weight += row * top_k;
 #pragma unroll
+    for (int i = 0; i < N; i++) /* all loads first: past the end, the last again */
+        s[i] = scores[min(lane + 32 * i, n_experts - 1)];
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        b[i] = __ldg(bias + min(lane + 32 * i, n_experts - 1));
+#pragma unroll
     for (int i = 0; i < N; i++) {
-        int id = lane + 32 * i;
-        s[i] = id < n_experts ? 1.0f / (1.0f + expf(-scores[id])) : 0.0f;
-        key[i] = id < n_experts ? key_of(s[i] + __ldg(bias + id)) : 0;
+        s[i] = __fdividef(1.0f, 1.0f + expf(-s[i]));
+        key[i] = lane + 32 * i < n_experts ? key_of(s[i] + b[i]) : 0;
     }
     for (int j = 0; j < top_k; j++) {
         unsigned best[N];
@@ -280,7 +285,7 @@ static __global__ void __launch_bounds__(CHOICE_WARPS * 32)
 #pragma unroll
         for (int i = 0; i < N; i++)
             sum += chosen >> i & 1 ? s[i] : 0.0f;
-        sum = warp_sum(sum) + 1e-20f;
+        scale /= warp_sum(sum) + 1e-20f;
     }
     int before = 0; /* chosen with lower ids */
 #pragma unroll
@@ -289,7 +294,7 @@ static __global__ void __launch_bounds__(CHOICE_WARPS * 32)
         int to = before + __popc(lanes & ((1u << lane) - 1));
         if (chosen >> i & 1) {
             expert[to] = lane + 32 * i;
-            weight[to] = (renormalize ? s[i] / sum : s[i]) * scale;
+            weight[to] = s[i] * scale;
         }
         before += __popc(lanes);
     }
