@@ -17,7 +17,7 @@
 #define TILE 128 /* rows, and experts, of a block with many rows */
 #define WARPS 16 /* 4 along the rows, 4 along the experts: 32 by 32 each */
 #define STAGE 64 /* elements of k in a stage */
-#define STAGES 4
+#define STAGES 3
 
 #define CHOICE_WARPS 4 /* rows of a block */
 #define MOST_EXPERTS 1024
