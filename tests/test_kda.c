@@ -1,20 +1,46 @@
 /*
- * Chunked KDA and its step against the recurrence in float64.
+ * Chunked KDA and its step against the recurrence in float64, on either backend (--backend cuda).
  *
- * TOL is relative to the largest value of the outputs, or of the state: f32 has 6e-8, a chunk sums
- * over d_k + LH_CHUNK products. Measured: below 1e-6, and 4e-6 for heads of one channel.
+ * Tolerances are relative to the largest value of the outputs, or of the state.
+ *   cpu: f32 has 6e-8, a chunk sums over d_k + LH_CHUNK products. Measured: below 1e-6, and 4e-6
+ * for heads of one channel. cuda: outputs are rounded to bf16, 2^-9 = 2e-3 of a value; the scores
+ * are products of bf16, the chain's operands are f16. The step is f32 but for its output.
  */
 #include "base/mem.h"
-#include "kernels/kernels.h"
-#include "tests/check.h"
+#include "tests/kernel_data.h"
 #include "tests/reference/reference_kda.h"
 
-#define TOL 1e-5
 /* The reference counts as 0 below this: a state of nothing else would be less than f32 can say. */
 #define TINY 1e-30
 
-static const lh_kernels *const K = &lh_kernels_cpu;
-static lh_stream *stream[3]; /* with 1, 2, 3 threads */
+static lh_stream *streams[3]; /* with 1, 2, 3 threads */
+
+static int on_gpu(void)
+{
+    return kernels->act_bytes == 2;
+}
+
+static double tol_o(void)
+{
+    return on_gpu() ? 4e-3 : 1e-5;
+}
+
+static double tol_state(void)
+{
+    return on_gpu() ? 2e-3 : 1e-5;
+}
+
+/* The backend's size of a head. */
+static int head_size(int d)
+{
+    return on_gpu() ? 128 : d;
+}
+
+/* How many of so many cases: CUDA's heads are large for the reference. */
+static int cases(int n)
+{
+    return on_gpu() ? (n + 9) / 10 : n;
+}
 
 typedef struct problem {
     int64_t n;
@@ -67,7 +93,7 @@ static void unit_row(float *x, int d, double scale)
         sum += (double)x[i] * x[i];
     }
     for (int i = 0; i < d; i++)
-        x[i] = (float)(x[i] / sqrt(sum + 1e-6) * scale);
+        x[i] = act_round((float)(x[i] / sqrt(sum + 1e-6) * scale));
 }
 
 /* Gates: from none to total, mixed over tokens and channels, with moderate ones between. */
@@ -86,8 +112,9 @@ static float mixed_beta(void)
 
 static problem make(int64_t n, int n_heads, int d_k, int d_v)
 {
-    problem p = {.n = n, .n_heads = n_heads, .d_k = d_k, .d_v = d_v};
+    problem p = {.n = n, .n_heads = n_heads, .d_k = head_size(d_k), .d_v = head_size(d_v)};
 
+    d_k = p.d_k;
     p.q = floats(size_k(&p)), p.k = floats(size_k(&p)), p.g = floats(size_k(&p));
     p.v = floats(size_v(&p)), p.beta = floats(n * n_heads), p.state = floats(size_state(&p));
     p.ref_o = block((size_t)size_v(&p) * sizeof(double));
@@ -100,7 +127,7 @@ static problem make(int64_t n, int n_heads, int d_k, int d_v)
     for (int64_t i = 0; i < size_k(&p); i++)
         p.g[i] = mixed_gate();
     for (int64_t i = 0; i < size_v(&p); i++)
-        p.v[i] = (float)check_normal();
+        p.v[i] = act_round((float)check_normal());
     for (int64_t i = 0; i < size_state(&p); i++)
         p.state[i] = (float)check_normal();
     return p;
@@ -128,56 +155,105 @@ static void drop(problem *p)
     free(p->ref_o), free(p->ref_state);
 }
 
+/* The operands of a call on the device; the rows of o are poisoned. */
+typedef struct operands {
+    void *q, *k, *v, *o, *work;
+    float *g, *beta;
+} operands;
+
+static void *poisoned(int64_t n, size_t bytes)
+{
+    char *host = data_host(n, bytes);
+    memset(host, 0xff, (size_t)n * bytes); /* NaN */
+    return data_device(host, n, bytes);
+}
+
+static operands upload(lh_stream *s, const problem *p, int n_tiles)
+{
+    stream = s;
+    return (operands){
+        .q = act_device(p->q, size_k(p)),
+        .k = act_device(p->k, size_k(p)),
+        .v = act_device(p->v, size_v(p)),
+        .o = poisoned(size_v(p), kernels->act_bytes),
+        .work = poisoned(
+            (int64_t)kernels->kda_work_bytes(p->n, n_tiles, p->n_heads, p->d_k, p->d_v), 1),
+        .g = data_device(p->g, size_k(p), 4),
+        .beta = data_device(p->beta, p->n * p->n_heads, 4),
+    };
+}
+
+static void prepare(const problem *p, const operands *x, lh_tiles tiles, float *map, float *add)
+{
+    CHECK_OK(kernels->kda_prepare(stream, &(lh_kda_prepare_args){.q = x->q,
+                                                                 .k = x->k,
+                                                                 .v = x->v,
+                                                                 .g = x->g,
+                                                                 .beta = x->beta,
+                                                                 .map = map,
+                                                                 .add = add,
+                                                                 .work = x->work,
+                                                                 .n_rows = p->n,
+                                                                 .n_heads = p->n_heads,
+                                                                 .d_k = p->d_k,
+                                                                 .d_v = p->d_v,
+                                                                 .tiles = tiles}));
+}
+
+static void finish(const problem *p, const operands *x, lh_tiles tiles, const float *state_in,
+                   float *state_out)
+{
+    CHECK_OK(kernels->kda_finish(stream, &(lh_kda_finish_args){.o = x->o,
+                                                               .state_in = state_in,
+                                                               .state_out = state_out,
+                                                               .q = x->q,
+                                                               .k = x->k,
+                                                               .v = x->v,
+                                                               .g = x->g,
+                                                               .work = x->work,
+                                                               .n_rows = p->n,
+                                                               .n_heads = p->n_heads,
+                                                               .d_k = p->d_k,
+                                                               .d_v = p->d_v,
+                                                               .tiles = tiles}));
+}
+
 /* One call over all tiles of the problem: o, and in `state` the state after it. */
 static void prefill(lh_stream *s, const problem *p, lh_tiles tiles, float *o, float *state)
 {
-    int64_t one = size_state(p), row = (int64_t)p->n_heads * p->d_k;
-    float *q = copy_of(p->q, size_k(p)), *k = copy_of(p->k, size_k(p));
-    float *v = copy_of(p->v, size_v(p)), *g = copy_of(p->g, size_k(p));
-    float *map = floats(tiles.n * row * p->d_k), *add = floats(tiles.n * one);
-    float *states = floats((tiles.n + 1) * one);
-    size_t work_bytes = K->kda_work_bytes(p->n, tiles.n, p->n_heads, p->d_k, p->d_v);
-    void *work = NULL;
+    int64_t one = size_state(p), map_size = (int64_t)p->n_heads * p->d_k * p->d_k;
+    operands x = upload(s, p, tiles.n);
+    float *map = poisoned(tiles.n * map_size, 4), *add = poisoned(tiles.n * one, 4);
+    float *states = poisoned((tiles.n + 1) * one, 4);
 
-    CHECK_OK(K->device->alloc(s, &work, work_bytes, "work"));
-    memset(work, 0xff, work_bytes); /* NaN */
-    CHECK_OK(K->kda_prepare(s, &(lh_kda_prepare_args){.q = q,
-                                                      .k = k,
-                                                      .v = v,
-                                                      .g = g,
-                                                      .beta = p->beta,
-                                                      .map = map,
-                                                      .add = add,
-                                                      .work = work,
-                                                      .n_rows = p->n,
-                                                      .n_heads = p->n_heads,
-                                                      .d_k = p->d_k,
-                                                      .d_v = p->d_v,
-                                                      .tiles = tiles}));
-    memcpy(states, p->state, (size_t)one * sizeof *states);
+    prepare(p, &x, tiles, map, add);
+    CHECK_OK(kernels->device->upload(s, states, p->state, (size_t)one * sizeof *states));
     for (int64_t i = 0; i < tiles.n; i++)
-        CHECK_OK(K->kda_fold(s, &(lh_kda_fold_args){.state_out = states + (i + 1) * one,
-                                                    .state_in = states + i * one,
-                                                    .map = map + i * row * p->d_k,
-                                                    .add = add + i * one,
-                                                    .n_heads = p->n_heads,
-                                                    .d_k = p->d_k,
-                                                    .d_v = p->d_v}));
-    CHECK_OK(K->kda_finish(s, &(lh_kda_finish_args){.o = o,
-                                                    .state_in = states,
-                                                    .q = q,
-                                                    .k = k,
-                                                    .v = v,
-                                                    .g = g,
-                                                    .work = work,
-                                                    .n_rows = p->n,
-                                                    .n_heads = p->n_heads,
-                                                    .d_k = p->d_k,
-                                                    .d_v = p->d_v,
-                                                    .tiles = tiles}));
-    memcpy(state, states + tiles.n * one, (size_t)one * sizeof *state);
-    K->device->release(s, work);
-    free(q), free(k), free(v), free(g), free(map), free(add), free(states);
+        CHECK_OK(kernels->kda_fold(s, &(lh_kda_fold_args){.state_out = states + (i + 1) * one,
+                                                          .state_in = states + i * one,
+                                                          .map = map + i * map_size,
+                                                          .add = add + i * one,
+                                                          .n_heads = p->n_heads,
+                                                          .d_k = p->d_k,
+                                                          .d_v = p->d_v}));
+    finish(p, &x, tiles, states, NULL);
+    memcpy(o, act_host(x.o, size_v(p)), (size_t)size_v(p) * sizeof *o);
+    memcpy(state, f32_host(states + tiles.n * one, one), (size_t)one * sizeof *state);
+    data_free();
+}
+
+/* The same of one tile without maps: the state after it from the chain, in place. */
+static void prefill_chain(lh_stream *s, const problem *p, float *o, float *state)
+{
+    lh_tiles tiles = {.n = 1, .start = (int64_t[]){0, p->n}};
+    operands x = upload(s, p, 1);
+    float *states = data_device(p->state, size_state(p), 4);
+
+    prepare(p, &x, tiles, NULL, NULL);
+    finish(p, &x, tiles, states, states);
+    memcpy(o, act_host(x.o, size_v(p)), (size_t)size_v(p) * sizeof *o);
+    memcpy(state, f32_host(states, size_state(p)), (size_t)size_state(p) * sizeof *state);
+    data_free();
 }
 
 static void prefill_whole(lh_stream *s, const problem *p, float *o, float *state)
@@ -204,15 +280,40 @@ static void prefill_turns(lh_stream *s, const problem *p, lh_tiles tiles, float 
     free(carried);
 }
 
+static double worst_o, worst_state; /* of the running test */
+
+static double worst_of(const float *got, const double *want, int64_t n)
+{
+    double top = 0, worst = 0;
+    for (int64_t i = 0; i < n; i++)
+        top = fmax(top, fabs(want[i]));
+    for (int64_t i = 0; i < n; i++)
+        worst = fmax(worst, fabs(got[i] - want[i]) / (top > 0 ? top : 1));
+    return worst;
+}
+
+static void note_errors(const problem *p, const float *o, const float *state)
+{
+    worst_o = fmax(worst_o, worst_of(o, p->ref_o, size_v(p)));
+    worst_state = fmax(worst_state, worst_of(state, p->ref_state, size_state(p)));
+}
+
 /* Against the reference; `tiles` NULL: whole. With `turns`, one call for each tile. */
 static void check_against_reference(const problem *p, const lh_tiles *tiles, int turns)
 {
     float *o = floats(size_v(p)), *state = floats(size_state(p));
     lh_tiles whole = {.n = 1, .start = (int64_t[]){0, p->n}};
 
-    (turns ? prefill_turns : prefill)(stream[0], p, tiles ? *tiles : whole, o, state);
-    CHECK_NEAR(o, p->ref_o, size_v(p), TOL);
-    CHECK_NEAR(state, p->ref_state, size_state(p), TOL);
+    (turns ? prefill_turns : prefill)(streams[0], p, tiles ? *tiles : whole, o, state);
+    note_errors(p, o, state);
+    CHECK_NEAR(o, p->ref_o, size_v(p), tol_o());
+    CHECK_NEAR(state, p->ref_state, size_state(p), tol_state());
+    if (!tiles) {
+        prefill_chain(streams[0], p, o, state);
+        note_errors(p, o, state);
+        CHECK_NEAR(o, p->ref_o, size_v(p), tol_o());
+        CHECK_NEAR(state, p->ref_state, size_state(p), tol_state());
+    }
     free(o), free(state);
 }
 
@@ -238,7 +339,7 @@ static void test_every_length(void)
 static void test_sizes(void)
 {
     static const int d[] = {1, 8, 32, 33, 64, 128, 256};
-    for (int i = 0; i < 7; i++) {
+    for (int i = 0; i < cases(7); i++) {
         problem same = make(150, 2, d[i], d[i]), other = make(150, 1, d[i], d[6 - i]);
         check_problem(&same);
         check_problem(&other);
@@ -254,6 +355,37 @@ static void test_constant_gates(void)
         problem p = make(1000, 1, 64, 32);
         for (int64_t j = 0; j < size_k(&p); j++)
             p.g[j] = gate[i];
+        check_problem(&p);
+        drop(&p);
+    }
+}
+
+/* Many chunks of usual gates, of slow ones, and of each channel's own. */
+static void test_long(void)
+{
+    for (int kind = 0; kind < 3; kind++) {
+        problem p = make(on_gpu() ? 4096 : 600, on_gpu() ? 4 : 1, 64, 64);
+        double *channel = block((size_t)p.d_k * sizeof *channel);
+        for (int i = 0; i < p.d_k; i++)
+            channel[i] = kind == 0 ? 5 : kind == 1 ? 0.01 : exp(-8 + 9 * check_uniform());
+        for (int64_t j = 0; j < size_k(&p); j++)
+            p.g[j] = (float)(-channel[j % p.d_k] * (0.02 + 0.98 * check_uniform()));
+        check_problem(&p);
+        free(channel);
+        drop(&p);
+    }
+}
+
+/* No size of values is too large or too small, nor both in one run. */
+static void test_large_and_small_values(void)
+{
+    static const float size[] = {1e20f, 1e5f, 1e-5f, 1e-20f};
+    for (int i = 0; i < 5; i++) {
+        problem p = make(200, 1, 32, 32);
+        for (int64_t j = 0; j < size_v(&p); j++)
+            p.v[j] = act_round(p.v[j] * size[i < 4 ? i : j / p.d_v % 2 + 1]);
+        for (int64_t j = 0; j < size_state(&p); j++)
+            p.state[j] *= size[i < 4 ? i : 1];
         check_problem(&p);
         drop(&p);
     }
@@ -304,7 +436,7 @@ static void test_two_turns(void)
     for (int i = 0; i < 3; i++) {
         problem p = make(lengths[i], 2, 16, 32);
         solve(&p);
-        for (int64_t cut = 1; cut < p.n; cut++) {
+        for (int64_t cut = 1; cut < p.n; cut += on_gpu() ? 7 : 1) {
             lh_tiles tiles = {.n = 2, .start = (int64_t[]){0, cut, p.n}};
             check_against_reference(&p, &tiles, 1);
         }
@@ -335,7 +467,7 @@ static void test_random_splits(void)
     problem p = make(200, 1, 16, 16);
 
     solve(&p);
-    for (int i = 0; i < 1000; i++) {
+    for (int i = 0; i < cases(1000); i++) {
         lh_tiles tiles = random_tiles(start, 3 + (int)(check_random() % 12), p.n);
         check_against_reference(&p, &tiles, 0);
     }
@@ -352,9 +484,9 @@ static void test_same_bits(void)
 
     for (int round = 0; round < 3; round++) {
         lh_tiles tiles = random_tiles(start, 5, p.n);
-        prefill_turns(stream[0], &p, tiles, o, state);
+        prefill_turns(streams[0], &p, tiles, o, state);
         for (int i = 0; i < 3; i++) {
-            prefill(stream[i], &p, tiles, other_o, other_state);
+            prefill(streams[i], &p, tiles, other_o, other_state);
             CHECK_SAME_BITS(other_o, o, (size_t)size_v(&p) * sizeof *o);
             CHECK_SAME_BITS(other_state, state, (size_t)size_state(&p) * sizeof *state);
         }
@@ -368,7 +500,7 @@ static void test_causal(void)
     problem p = make(192, 1, 64, 64);
     float *o = floats(size_v(&p)), *state = floats(size_state(&p)), *other = floats(size_v(&p));
 
-    prefill_whole(stream[0], &p, o, state);
+    prefill_whole(streams[0], &p, o, state);
     for (int64_t t = p.n - 1; t > 0; t -= 5) {
         unit_row(p.q + t * p.d_k, p.d_k, 1);
         unit_row(p.k + t * p.d_k, p.d_k, 1);
@@ -376,8 +508,11 @@ static void test_causal(void)
         for (int64_t i = t * p.d_k; i < (t + 1) * p.d_k; i++)
             p.v[i] = 7, p.g[i] = -fabsf(p.g[i]);
         p.beta[t] = 0.5f;
-        prefill_whole(stream[0], &p, other, state);
-        CHECK_SAME_BITS(other, o, (size_t)(t * p.d_v) * sizeof *o);
+        prefill_whole(streams[0], &p, other, state);
+        if (on_gpu()) /* the scale of f16 operands comes from the tile's largest value */
+            CHECK_NEAR(other, o, t * p.d_v, 4e-3);
+        else
+            CHECK_SAME_BITS(other, o, (size_t)(t * p.d_v) * sizeof *o);
         CHECK(memcmp(other + t * p.d_v, o + t * p.d_v, (size_t)p.d_v * sizeof *o) != 0);
     }
     free(o), free(state), free(other);
@@ -391,9 +526,9 @@ static void test_nan_stays_in_its_head(void)
     float *other = floats(size_v(&p)), *other_state = floats(size_state(&p));
     int64_t d = p.d_v, one = (int64_t)p.d_k * d;
 
-    prefill_whole(stream[0], &p, o, state);
+    prefill_whole(streams[0], &p, o, state);
     p.k[(10 * 3 + 1) * p.d_k] = NAN; /* token 10 of head 1 */
-    prefill_whole(stream[0], &p, other, other_state);
+    prefill_whole(streams[0], &p, other, other_state);
     CHECK(isnan(other_state[one]));
     for (int head = 0; head < 3; head += 2) {
         for (int64_t t = 0; t < p.n; t++)
@@ -405,35 +540,53 @@ static void test_nan_stays_in_its_head(void)
     drop(&p);
 }
 
-static void run_step(lh_stream *s, const problem *p, int64_t t, int64_t n_seq, float *const *state,
+/* Token t, or tokens t .. t + n_seq - 1 as sequences; their states are `one` apart on the device.
+ */
+static void run_step(lh_stream *s, const problem *p, int64_t t, int64_t n_seq, float *states,
                      float *o)
 {
-    int64_t row = t * p->n_heads;
-    CHECK_OK(K->kda_step(s, &(lh_kda_step_args){.o = o,
-                                                .state = state,
-                                                .q = p->q + row * p->d_k,
-                                                .k = p->k + row * p->d_k,
-                                                .v = p->v + row * p->d_v,
-                                                .g = p->g + row * p->d_k,
-                                                .beta = p->beta + row,
-                                                .n_seq = n_seq,
-                                                .n_heads = p->n_heads,
-                                                .d_k = p->d_k,
-                                                .d_v = p->d_v}));
+    int64_t row = t * p->n_heads, n_k = n_seq * p->n_heads * p->d_k;
+    int64_t n_v = n_seq * p->n_heads * p->d_v;
+    int before_host = data.n_host, before_device = data.n_device;
+    float **at = data_host(n_seq, sizeof *at);
+
+    stream = s;
+    for (int64_t i = 0; i < n_seq; i++)
+        at[i] = states + i * size_state(p);
+    void *out = poisoned(n_v, kernels->act_bytes);
+    CHECK_OK(kernels->kda_step(
+        s, &(lh_kda_step_args){.o = out,
+                               .state = data_device(at, n_seq, sizeof *at),
+                               .q = act_device(p->q + row * p->d_k, n_k),
+                               .k = act_device(p->k + row * p->d_k, n_k),
+                               .v = act_device(p->v + row * p->d_v, n_v),
+                               .g = data_device(p->g + row * p->d_k, n_k, 4),
+                               .beta = data_device(p->beta + row, n_seq * p->n_heads, 4),
+                               .n_seq = n_seq,
+                               .n_heads = p->n_heads,
+                               .d_k = p->d_k,
+                               .d_v = p->d_v}));
+    memcpy(o, act_host(out, n_v), (size_t)n_v * sizeof *o);
+    while (data.n_host > before_host)
+        free(data.host[--data.n_host]);
+    while (data.n_device > before_device)
+        kernels->device->release(s, data.device[--data.n_device]);
 }
 
 static void test_steps(void)
 {
     static const int d[] = {1, 8, 33, 64, 128, 200};
-    for (int i = 0; i < 6; i++) {
+    for (int i = 0; i < cases(6); i++) {
         problem p = make(100, 2, d[i], d[5 - i]);
-        float *o = floats(size_v(&p)), *state = copy_of(p.state, size_state(&p));
+        float *o = floats(size_v(&p)), *state = data_device(p.state, size_state(&p), 4);
         solve(&p);
         for (int64_t t = 0; t < p.n; t++)
-            run_step(stream[0], &p, t, 1, &state, o + t * p.n_heads * p.d_v);
-        CHECK_NEAR(o, p.ref_o, size_v(&p), TOL);
-        CHECK_NEAR(state, p.ref_state, size_state(&p), TOL);
-        free(o), free(state);
+            run_step(streams[0], &p, t, 1, state, o + t * p.n_heads * p.d_v);
+        note_errors(&p, o, f32_host(state, size_state(&p)));
+        CHECK_NEAR(o, p.ref_o, size_v(&p), tol_o());
+        CHECK_F32(state, p.ref_state, size_state(&p), 1e-5);
+        free(o);
+        data_free();
         drop(&p);
     }
 }
@@ -441,25 +594,28 @@ static void test_steps(void)
 /* Tokens as sequences: in one call by 1, 2, 3 threads, and each alone. */
 static void test_step_batch(void)
 {
-    enum { N = 5 };
-    problem p = make(N, 3, 128, 128);
+    int64_t n = on_gpu() ? 300 : 5; /* enough that a block has a whole head */
+    problem p = make(n, 3, 128, 128);
     int64_t one = size_state(&p), row = (int64_t)p.n_heads * p.d_v;
-    float *o = floats(N * row), *alone = floats(row);
+    float *o = floats(n * row), *alone = floats(row), *states = floats(n * one);
 
+    for (int64_t i = 0; i < n; i++)
+        memcpy(states + i * one, p.state, (size_t)one * sizeof *states);
     for (int i = 0; i < 3; i++) {
-        float *state[N];
-        for (int j = 0; j < N; j++)
-            state[j] = copy_of(p.state, one);
-        run_step(stream[i], &p, 0, N, state, o);
-        for (int j = 0; j < N; j++) {
-            float *own = copy_of(p.state, one);
-            run_step(stream[0], &p, j, 1, &own, alone);
+        stream = streams[i];
+        float *together = data_device(states, n * one, 4);
+        run_step(streams[i], &p, 0, n, together, o);
+        const float *after = f32_host(together, n * one);
+        for (int64_t j = 0; j < n; j += on_gpu() ? 37 : 1) {
+            stream = streams[0];
+            float *own = data_device(p.state, one, 4);
+            run_step(streams[0], &p, j, 1, own, alone);
             CHECK_SAME_BITS(o + j * row, alone, (size_t)row * sizeof *o);
-            CHECK_SAME_BITS(state[j], own, (size_t)one * sizeof *own);
-            free(own), free(state[j]);
+            CHECK_SAME_BITS(after + j * one, f32_host(own, one), (size_t)one * sizeof *own);
         }
+        data_free();
     }
-    free(o), free(alone);
+    free(o), free(alone), free(states);
     drop(&p);
 }
 
@@ -468,46 +624,63 @@ static void test_limits(void)
     float x = 0;
     void *work = NULL;
 
-    CHECK_OK(K->device->alloc(stream[0], &work, K->kda_work_bytes(1, 1, 1, 257, 1), "work"));
-    CHECK_EQ(K->kda_work_bytes(0, 0, 32, 128, 128), 0);
-    CHECK(K->kda_work_bytes(INT64_MAX / 2, 1, 1 << 20, 128, 128) == SIZE_MAX);
-    CHECK_STATUS(K->kda_prepare(stream[0], &(lh_kda_prepare_args){.q = &x,
-                                                                  .k = &x,
-                                                                  .v = &x,
-                                                                  .g = &x,
-                                                                  .beta = &x,
-                                                                  .map = &x,
-                                                                  .add = &x,
-                                                                  .work = work,
-                                                                  .n_rows = 1,
-                                                                  .n_heads = 1,
-                                                                  .d_k = 257,
-                                                                  .d_v = 1,
-                                                                  .tiles = {1, (int64_t[]){0, 1}}}),
-                 LH_ERR_UNSUPPORTED);
-    K->device->release(stream[0], work);
+    CHECK_OK(kernels->device->alloc(streams[0], &work, kernels->kda_work_bytes(1, 1, 1, 257, 1),
+                                    "work"));
+    CHECK_EQ(kernels->kda_work_bytes(0, 0, 32, 128, 128), 0);
+    CHECK(kernels->kda_work_bytes(INT64_MAX / 2, 1, 1 << 20, 128, 128) == SIZE_MAX);
+    CHECK_STATUS(
+        kernels->kda_prepare(streams[0], &(lh_kda_prepare_args){.q = &x,
+                                                                .k = &x,
+                                                                .v = &x,
+                                                                .g = &x,
+                                                                .beta = &x,
+                                                                .map = &x,
+                                                                .add = &x,
+                                                                .work = work,
+                                                                .n_rows = 1,
+                                                                .n_heads = 1,
+                                                                .d_k = 257,
+                                                                .d_v = 1,
+                                                                .tiles = {1, (int64_t[]){0, 1}}}),
+        LH_ERR_UNSUPPORTED);
+    kernels->device->release(streams[0], work);
 }
+
+/* With what of the tolerance a test has used. */
+#define RUN_NEAR(test)                                                                             \
+    do {                                                                                           \
+        worst_o = worst_state = 0;                                                                 \
+        RUN(test);                                                                                 \
+        if (on_gpu() && worst_o > 0)                                                               \
+            printf("     worst o %.1e, state %.1e\n", worst_o, worst_state);                       \
+    } while (0)
 
 int main(int argc, char **argv)
 {
+    const char *missing = choose_backend(&argc, argv);
+
+    if (missing)
+        SKIP(missing);
     check_init(argc, argv);
     for (int i = 0; i < 3; i++)
-        CHECK_OK(K->device->open(&stream[i], 0, i + 1, 1));
-    RUN(test_every_length);
-    RUN(test_sizes);
-    RUN(test_constant_gates);
-    RUN(test_decays_after_total_one);
-    RUN(test_same_keys);
-    RUN(test_zero_keys_and_beta);
-    RUN(test_two_turns);
-    RUN(test_random_splits);
+        CHECK_OK(kernels->device->open(&streams[i], 0, i + 1, 1));
+    RUN_NEAR(test_every_length);
+    RUN_NEAR(test_sizes);
+    RUN_NEAR(test_long);
+    RUN_NEAR(test_constant_gates);
+    RUN_NEAR(test_decays_after_total_one);
+    RUN_NEAR(test_same_keys);
+    RUN_NEAR(test_zero_keys_and_beta);
+    RUN_NEAR(test_large_and_small_values);
+    RUN_NEAR(test_two_turns);
+    RUN_NEAR(test_random_splits);
     RUN(test_same_bits);
     RUN(test_causal);
     RUN(test_nan_stays_in_its_head);
-    RUN(test_steps);
+    RUN_NEAR(test_steps);
     RUN(test_step_batch);
     RUN(test_limits);
     for (int i = 0; i < 3; i++)
-        K->device->close(stream[i]);
+        kernels->device->close(streams[i]);
     return check_done();
 }
