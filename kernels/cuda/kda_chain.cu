@@ -4,16 +4,14 @@
  *
  * Four blocks have the columns of one tile and head. A warp of the chain has 16 columns, as
  * S^T in f32 accumulators. For the outputs, other warps get the rounded S and fresh through shared
- * memory, so that they are off the chain. One more warp brings in the images, stages ahead: each
- * block of a cluster loads a part of an image and multicasts it to all. Blocks go on from item to
- * item in a fixed order; a column's result does not depend on which block has it.
+ * memory, so that they are off the chain. One more warp brings in the images, stages ahead (by
+ * clusters of two blocks that multicast their halves it went no faster on an H200, by clusters of
+ * four at half the speed). Blocks go on from item to item in a fixed order; a column's result does
+ * not depend on which block has it.
  */
 #include "kernels/cuda/kda.cuh"
 
 #define BLOCKS 4 /* of a tile and head */
-#ifndef CLUSTER
-#define CLUSTER 4 /* blocks that load together, all or a part of those */
-#endif
 #define CHAIN_THREADS 160
 #define LOADER 4 /* the warp that loads */
 #define STAGES 3
@@ -23,9 +21,6 @@
 #define MAPS_BYTES offsetof(kda_image, q)
 #define FINISH_BYTES offsetof(kda_image, u)
 #define GROUP_BYTES sizeof(((kda_image *)0)->u[0])
-
-static_assert(MAPS_BYTES % (128 * CLUSTER) == 0 && FINISH_BYTES % (128 * CLUSTER) == 0,
-              "each block loads an equal part, from a multiple of 128 bytes");
 
 typedef struct hand {
     uint4 state[8][32]; /* S^T as a left operand: steps over d_k */
@@ -71,19 +66,6 @@ static __device__ __forceinline__ void barrier_arrive(uint64_t *b)
     asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(shared_address(b)) : "memory");
 }
 
-/* At the same barrier of a block of the cluster. Orders nothing between the blocks, which share no
- * data but what the copy engine brings; wider fences here would cost more than a chunk. */
-static __device__ __forceinline__ void barrier_arrive_at(uint64_t *b, int block)
-{
-    asm volatile("{\n"
-                 ".reg .b32 to;\n"
-                 "mapa.shared::cluster.u32 to, %0, %1;\n"
-                 "mbarrier.arrive.shared::cluster.b64 _, [to];\n"
-                 "}" ::"r"(shared_address(b)),
-                 "r"(block)
-                 : "memory");
-}
-
 static __device__ __forceinline__ void barrier_expect(uint64_t *b, unsigned bytes)
 {
     asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(b)),
@@ -103,7 +85,6 @@ static __device__ __forceinline__ void barrier_wait(uint64_t *b, unsigned parity
                  : "memory");
 }
 
-/* Into this block. */
 static __device__ __forceinline__ void bulk_copy(void *to, const void *from, unsigned bytes,
                                                  uint64_t *b)
 {
@@ -112,24 +93,6 @@ static __device__ __forceinline__ void bulk_copy(void *to, const void *from, uns
         "[%3];" ::"r"(shared_address(to)),
         "l"(from), "r"(bytes), "r"(shared_address(b))
         : "memory");
-}
-
-/* To the same place of every block of the cluster, whose barriers there count it. */
-static __device__ __forceinline__ void bulk_copy_to_all(void *to, const void *from, unsigned bytes,
-                                                        uint64_t *b)
-{
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::"
-                 "cluster [%0], [%1], %2, [%3], %4;" ::"r"(shared_address(to)),
-                 "l"(from), "r"(bytes), "r"(shared_address(b)),
-                 "h"((unsigned short)((1 << CLUSTER) - 1))
-                 : "memory");
-}
-
-static __device__ __forceinline__ void cluster_sync(void)
-{
-    asm volatile("barrier.cluster.arrive.release.aligned;\n"
-                 "barrier.cluster.wait.acquire.aligned;" ::
-                     : "memory");
 }
 
 static __device__ __forceinline__ int n_chunks(const chain_args *a, int tile)
@@ -276,12 +239,12 @@ static __device__ __forceinline__ void advance(columns *s, const kda_image *imag
     }
 }
 
-/* This warp has read a stage: every block of the cluster may load it again. */
+/* This warp has read a stage. */
 static __device__ __forceinline__ void free_stage(uint64_t *empty)
 {
     __syncwarp();
-    if (threadIdx.x % 32 < CLUSTER)
-        barrier_arrive_at(empty, threadIdx.x % 32);
+    if (threadIdx.x % 32 == 0)
+        barrier_arrive(empty);
 }
 
 /* The loader, one lane of it. `u_bytes` per chunk are this block's own, from column group `group`
@@ -291,7 +254,6 @@ static __device__ void load_images(const chain_args *a, char *stages, size_t sta
                                    unsigned u_bytes)
 {
     int n_items = a->n_tiles * a->n_heads;
-    unsigned part = image_bytes / CLUSTER, from = blockIdx.x % CLUSTER * part;
     ring r = {0, 1};
 
     for (int item = blockIdx.x / BLOCKS; item < n_items; item += gridDim.x / BLOCKS) {
@@ -302,10 +264,7 @@ static __device__ void load_images(const chain_args *a, char *stages, size_t sta
             char *to = stages + r.at * stage_bytes;
             barrier_wait(&empty[r.at], r.parity);
             barrier_expect(&full[r.at], image_bytes + u_bytes);
-            if (CLUSTER > 1)
-                bulk_copy_to_all(to + from, (const char *)image + from, part, &full[r.at]);
-            else
-                bulk_copy(to, image, image_bytes, &full[r.at]);
+            bulk_copy(to, image, image_bytes, &full[r.at]);
             if (u_bytes)
                 bulk_copy(to + image_bytes, image->u[group], u_bytes, &full[r.at]);
             ring_next(&r, STAGES);
@@ -317,10 +276,11 @@ static __device__ void init_barriers(uint64_t *full, uint64_t *empty)
 {
     for (int i = 0; i < STAGES; i++) {
         barrier_init(&full[i], 1);
-        barrier_init(&empty[i], 4 * CLUSTER);
+        barrier_init(&empty[i], 4);
     }
 }
 
+/* For the copy engine. */
 static __device__ __forceinline__ void fence_barriers(void)
 {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -435,8 +395,7 @@ static __device__ void run_outputs(finish_shared *s, const chain_args *a, int wa
     }
 }
 
-static __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(CHAIN_THREADS, 1)
-    finish_kernel(const chain_args a)
+static __global__ void __launch_bounds__(CHAIN_THREADS, 1) finish_kernel(const chain_args a)
 {
     extern __shared__ __align__(128) char raw[];
     finish_shared *s = (finish_shared *)raw;
@@ -451,7 +410,7 @@ static __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(CHAIN_T
             }
         fence_barriers();
     }
-    cluster_sync();
+    __syncthreads(); /* the barriers */
     if (warp == LOADER) {
         if (threadIdx.x % 32 == 0)
             load_images(&a, (char *)s->stage, sizeof(s->stage[0]), FINISH_BYTES, s->full, s->empty,
@@ -462,7 +421,6 @@ static __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(CHAIN_T
     } else {
         run_outputs(s, &a, warp - 2, part * 2 + warp - 2);
     }
-    cluster_sync(); /* nobody leaves while others arrive at its barriers */
 }
 
 /* Blocks 0 and 1 of four have the columns of add, 2 and 3 those of map. */
@@ -500,8 +458,7 @@ static __device__ void run_maps(maps_shared *s, const chain_args *a, int warp, i
     }
 }
 
-static __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(CHAIN_THREADS, 1)
-    maps_kernel(const chain_args a)
+static __global__ void __launch_bounds__(CHAIN_THREADS, 1) maps_kernel(const chain_args a)
 {
     extern __shared__ __align__(128) char raw[];
     maps_shared *s = (maps_shared *)raw;
@@ -511,7 +468,7 @@ static __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(CHAIN_T
         init_barriers(s->full, s->empty);
         fence_barriers();
     }
-    cluster_sync();
+    __syncthreads(); /* the barriers */
     if (warp == LOADER) {
         if (threadIdx.x % 32 == 0)
             load_images(&a, (char *)s->stage, sizeof(s->stage[0]), MAPS_BYTES, s->full, s->empty,
@@ -520,7 +477,6 @@ static __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(CHAIN_T
     } else {
         run_maps(s, &a, warp, part);
     }
-    cluster_sync(); /* nobody leaves while others arrive at its barriers */
 }
 
 /* Four for each tile and head, but no more than fit at once. */
