@@ -1,1 +1,1 @@
-lh_test(test_mla SOURCES reference/mla.c LINK lh_kernels)
+lh_test(test_mla GPU SOURCES reference/mla.c LINK lh_kernels)

@@ -39,11 +39,11 @@ typedef struct mla_pass {
     int head, n_heads; /* these heads */
     int n_runs;
     int run_row[MLA_MAX_RUNS + 1], run_position[MLA_MAX_RUNS];
-    int piece_rows;                   /* runs are cut every so many rows */
-    int run_piece[MLA_MAX_RUNS + 1];  /* pieces of the runs before */
-    int first_piece;                  /* the first that sees a key of this block */
-    int key, n_keys;                  /* the block; keys behind the last query's are left out */
-    int kv_rows;                      /* rows of kv per head */
+    int piece_rows;                  /* runs are cut every so many rows */
+    int run_piece[MLA_MAX_RUNS + 1]; /* pieces of the runs before */
+    int first_piece;                 /* the first that sees a key of this block */
+    int key, n_keys;                 /* the block; keys behind the last query's are left out */
+    int kv_rows;                     /* rows of kv per head */
     bf16 *kv;      /* [n_heads, kv_rows, MLA_KV]: zeros behind the last key of the context */
     float *sum;    /* [n_rows, n_heads, MLA_V], not divided by the sum of the weights */
     float2 *state; /* [n_rows, n_heads]: maximum of the scores * MLA_SCALE_LOG2, sum */
@@ -55,7 +55,8 @@ static __host__ __device__ __forceinline__ mla_piece mla_piece_at(const mla_pass
 
     while (i >= p->run_piece[r + 1])
         r++;
-    int in_run = (i - p->run_piece[r]) * p->piece_rows, left = p->run_row[r + 1] - p->run_row[r] - in_run;
+    int in_run = (i - p->run_piece[r]) * p->piece_rows,
+        left = p->run_row[r + 1] - p->run_row[r] - in_run;
     mla_piece piece = {p->run_row[r] + in_run, left < p->piece_rows ? left : p->piece_rows,
                        p->run_position[r] + in_run};
     return piece;
@@ -67,10 +68,33 @@ static __host__ __device__ __forceinline__ int mla_n_pieces(const mla_pass *p)
     return p->run_piece[p->n_runs] - p->first_piece;
 }
 
-/* The Hopper versions of the two steps of a pass; pieces of 128 rows. */
+/* The Hopper versions of the two steps of a pass; pieces of 128 rows. Each starts before the step
+ * before it has run where it can: expanding writes the kv that the attention before does not read;
+ * the first of a call waits for everything. */
 #define MLA_PIECE_SM90 128
-lh_status lh_cuda_mla_expand_sm90(lh_stream *s, const mla_pass *p);
+lh_status lh_cuda_mla_expand_sm90(lh_stream *s, const mla_pass *p, int first);
 lh_status lh_cuda_mla_attend_sm90(lh_stream *s, const mla_pass *p);
+
+/* Launches a kernel of an operation; with `early` it may start before the one before it has run,
+ * and waits for its results itself. */
+template <typename... P, typename... A>
+static inline lh_status mla_launch(lh_stream *s, int early, void (*kernel)(P...), dim3 grid,
+                                   unsigned n_threads, size_t shared, const A &...a)
+{
+    cudaLaunchAttribute serial = {.id = cudaLaunchAttributeProgrammaticStreamSerialization,
+                                  .val = {.programmaticStreamSerializationAllowed = 1}};
+    cudaLaunchConfig_t config = {.gridDim = grid,
+                                 .blockDim = dim3(n_threads),
+                                 .dynamicSmemBytes = shared,
+                                 .stream = s->stream,
+                                 .attrs = &serial,
+                                 .numAttrs = early ? 1u : 0u};
+
+    if (shared > 0)
+        LH_TRY(lh_cuda_shared((const void *)kernel, shared));
+    LH_CUDA_TRY(cudaLaunchKernelEx(&config, kernel, a...));
+    return lh_cuda_launched(s, "mla");
+}
 
 static __device__ __forceinline__ uint32_t shared_at(const void *p)
 {
@@ -82,6 +106,21 @@ static __device__ __forceinline__ float exp2_f(float x)
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
+}
+
+/* Work queued behind this kernel may start; what came before it has run, its results are there. */
+static __device__ __forceinline__ void let_next_start(void)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+static __device__ __forceinline__ void await_previous(void)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 
 /* 16 bytes from global to shared memory, or zeros. */

@@ -1,20 +1,16 @@
 /*
  * Attention of MLA for single tokens, absorbed, in four kernels: the queries into latent space;
- * ranges of keys, each for itself; the ranges merged; the result into the values' space.
+ * ranges of keys, each for itself; the ranges merged; the result into the values' space. The first
+ * is used on Hopper, too, which has its own of the others (mla_decode_sm90.cu).
  *
- * A range's rows of the cache are read once for all heads of a block of threads. The sums of one
- * head do not depend on the heads and sequences beside it; with a deterministic stream the cut into
- * ranges follows from the sequence's own number of keys, otherwise from all of the call.
+ * The rows of the cache are read once for up to 32 heads. The sums of a head do not depend on the
+ * heads beside it. With a deterministic stream a sequence is cut into ranges by its own number of
+ * keys; otherwise all sequences of the launch are cut into one share per block.
  */
 #include "base/mem.h"
-#include "kernels/cuda/mla.cuh"
+#include "kernels/cuda/mla_decode.cuh"
 
-#define MAX_SEQ 128     /* of a launch: their pointers travel with it */
-#define SPLIT 132       /* a sequence is cut into at most so many ranges */
-#define LEAST_RANGE 64  /* keys */
-#define FIXED_RANGE 256 /* the same for a deterministic stream, where many sequences cannot share */
-#define LEAST_KEYS 64   /* the cut is at multiples of it: both sizes of tile divide it */
-
+#define TILE 32 /* keys; two tiles and what belongs to them fit the shared memory of any GPU */
 #define THREADS 256
 #define GROUPS 4 /* of warps that share the 576 columns of a score */
 #define GROUP_STEPS (MLA_WIDTH / 16 / GROUPS)
@@ -25,41 +21,34 @@
 
 static_assert(MLA_WIDTH % (16 * GROUPS) == 0 && MLA_LATENT == THREADS / 32 * 64, "even shares");
 
-typedef struct batch {
-    const bf16 *latent[MAX_SEQ];
-    int n_keys[MAX_SEQ];
-    int range[MAX_SEQ];     /* keys of a range */
-    int first[MAX_SEQ + 1]; /* ranges of the sequences before */
-    int n_seq, n_heads;
-    const bf16 *q;
-    const bf16 *w_kvb;
-    bf16 *o;
-    bf16 *query;   /* [n_seq, n_heads, MLA_WIDTH]: in latent space */
-    float *sum;    /* [ranges, n_heads, MLA_LATENT], not divided by the sum of the weights */
-    float2 *state; /* [ranges, n_heads]: maximum of the scores * MLA_SCALE_LOG2, sum */
-    float *merged; /* [n_seq, n_heads, MLA_LATENT] */
-} batch;
-
-/* heads: 16 or 32; the tile of a shared row of scores or weights is padded against bank conflicts. */
+/* heads: 16 or 32; the tile of a shared row of scores or weights is padded against bank conflicts.
+ */
 template <int heads, int keys, int stages> struct attend_shared {
     bf16 latent[stages][keys * MLA_WIDTH];
     float score[GROUPS][heads][keys + 8];
     bf16 weight[heads][keys + 8];
     float factor[heads];
+    mla_plan cut;
 };
 
 /* One head's 128 columns of q_nope W_uk, for up to 8 sequences; sums over four quarters of q_nope
  * are added in rising order. The rest of q is copied. */
 template <int seqs>
-static __global__ void __launch_bounds__(THREADS) absorb_kernel(const __grid_constant__ batch b)
+static __global__ void __launch_bounds__(THREADS) absorb_kernel(const __grid_constant__ mla_batch b)
 {
-    __shared__ float q[seqs][MLA_NOPE];
+    __shared__ __align__(16) float q[seqs][MLA_NOPE];
     __shared__ float2 part[4][seqs][COLUMNS / 2];
     int head = blockIdx.y, first = blockIdx.z * seqs, pair = threadIdx.x % 64;
     int quarter = threadIdx.x / 64, column = blockIdx.x * COLUMNS + 2 * pair;
-    const bf16 *w = b.w_kvb + (int64_t)head * MLA_KV * MLA_LATENT + column;
+    const bf16 *from = b.w_kvb + ((int64_t)head * MLA_KV + quarter * 32) * MLA_LATENT + column;
     float2 sum[seqs] = {};
+    uint32_t w[32];
 
+#pragma unroll
+    for (int i = 0; i < 32; i++)
+        w[i] = *(const uint32_t *)(from + i * MLA_LATENT);
+    await_previous(); /* w_kvb does not depend on it */
+    let_next_start();
     for (int i = threadIdx.x; i < seqs * MLA_NOPE; i += THREADS) {
         int seq = first + i / MLA_NOPE;
         q[i / MLA_NOPE][i % MLA_NOPE] =
@@ -68,15 +57,19 @@ static __global__ void __launch_bounds__(THREADS) absorb_kernel(const __grid_con
                 : 0.0f;
     }
     __syncthreads();
-#pragma unroll 16
-    for (int i = quarter * 32; i < quarter * 32 + 32; i++) {
-        float2 x = __bfloat1622float2(*(const __nv_bfloat162 *)(w + (int64_t)i * MLA_LATENT));
+#pragma unroll
+    for (int i = 0; i < 32; i += 4)
 #pragma unroll
         for (int s = 0; s < seqs; s++) {
-            sum[s].x = fmaf(q[s][i], x.x, sum[s].x);
-            sum[s].y = fmaf(q[s][i], x.y, sum[s].y);
+            float4 x = *(const float4 *)&q[s][quarter * 32 + i];
+            const float y[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                sum[s].x = fmaf(y[j], __uint_as_float(w[i + j] << 16), sum[s].x);
+                sum[s].y = fmaf(y[j], __uint_as_float(w[i + j] & 0xffff0000u), sum[s].y);
+            }
         }
-    }
+#pragma unroll
     for (int s = 0; s < seqs; s++)
         part[quarter][s][pair] = sum[s];
     __syncthreads();
@@ -116,7 +109,8 @@ template <int tiles>
 static __device__ __forceinline__ void load_query(uint32_t q[GROUP_STEPS][tiles][4],
                                                   const bf16 *query, int n_heads)
 {
-    int lane = threadIdx.x % 32, column = threadIdx.x / 32 % GROUPS * GROUP_STEPS * 16 + lane % 4 * 2;
+    int lane = threadIdx.x % 32,
+        column = threadIdx.x / 32 % GROUPS * GROUP_STEPS * 16 + lane % 4 * 2;
 
 #pragma unroll
     for (int k = 0; k < GROUP_STEPS; k++)
@@ -125,8 +119,8 @@ static __device__ __forceinline__ void load_query(uint32_t q[GROUP_STEPS][tiles]
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 int head = i * 16 + j % 2 * 8 + lane / 4;
-                q[k][i][j] = head < n_heads ? *(const uint32_t *)(query + head * MLA_WIDTH + column +
-                                                                  k * 16 + j / 2 * 8)
+                q[k][i][j] = head < n_heads ? *(const uint32_t *)(query + head * MLA_WIDTH +
+                                                                  column + k * 16 + j / 2 * 8)
                                             : 0;
             }
 }
@@ -160,7 +154,8 @@ static __device__ __forceinline__ void score_tile(shared *sh, uint32_t latent,
         for (int j = 0; j < keys / 16; j++)
 #pragma unroll
             for (int r = 0; r < 2; r++)
-                *(float2 *)&sh->score[group][i * 16 + r * 8 + lane / 4][key + j * 8 + lane % 4 * 2] =
+                *(float2 *)&sh
+                     ->score[group][i * 16 + r * 8 + lane / 4][key + j * 8 + lane % 4 * 2] =
                     make_float2(s[i][j][2 * r], s[i][j][2 * r + 1]);
 }
 
@@ -238,31 +233,25 @@ static __device__ __forceinline__ void add_tile(float o[tiles][8][4], const shar
     }
 }
 
-/* One range of keys, 16 * tiles heads. */
-template <int tiles, int keys, int stages>
-static __global__ void __launch_bounds__(THREADS) attend_kernel(const __grid_constant__ batch b)
+/* Heads head .. head + n_heads - 1 of one part. The cache may be read before the queries are there.
+ */
+template <int tiles, int keys, int stages, typename shared>
+static __device__ __forceinline__ void attend_part(shared *sh, const mla_batch *b,
+                                                   const mla_part *p, int head, int n_heads)
 {
-    typedef attend_shared<tiles * 16, keys, stages> shared;
-    extern __shared__ __align__(1024) char memory[];
-    shared *sh = (shared *)memory;
-    int head = blockIdx.y * tiles * 16, n_heads = min(tiles * 16, b.n_heads - head);
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, range = blockIdx.x, seq = 0;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    int n_tiles = (p->end - p->begin + keys - 1) / keys;
+    const bf16 *latent = b->latent[p->seq];
     uint32_t q[GROUP_STEPS][tiles][4];
     float o[tiles][8][4] = {}, max[2 * tiles], sum[2 * tiles];
 
-    for (int step = MAX_SEQ / 2; step > 0; step /= 2)
-        if (seq + step < b.n_seq && b.first[seq + step] <= range)
-            seq += step;
-    int begin = (range - b.first[seq]) * b.range[seq];
-    int end = min(begin + b.range[seq], b.n_keys[seq]), n_tiles = (end - begin + keys - 1) / keys;
-    const bf16 *latent = b.latent[seq];
-
+    __syncthreads(); /* the last tile of the part before has been read */
     for (int t = 0; t < stages - 1; t++) {
         if (t < n_tiles)
-            load_tile<keys>(shared_at(sh->latent[t]), latent, begin + t * keys, end);
+            load_tile<keys>(shared_at(sh->latent[t]), latent, p->begin + t * keys, p->end);
         copy_commit();
     }
-    load_query<tiles>(q, b.query + ((int64_t)seq * b.n_heads + head) * MLA_WIDTH, n_heads);
+    load_query<tiles>(q, b->query + ((int64_t)p->seq * b->n_heads + head) * MLA_WIDTH, n_heads);
     for (int h = 0; h < 2 * tiles; h++) {
         max[h] = -INFINITY;
         sum[h] = 0;
@@ -274,26 +263,27 @@ static __global__ void __launch_bounds__(THREADS) attend_kernel(const __grid_con
         copy_wait<stages - 2>();
         __syncthreads(); /* the tile is there; the one before has been read */
         if (next < n_tiles)
-            load_tile<keys>(shared_at(sh->latent[next % stages]), latent, begin + next * keys, end);
+            load_tile<keys>(shared_at(sh->latent[next % stages]), latent, p->begin + next * keys,
+                            p->end);
         copy_commit();
         score_tile<tiles, keys>(sh, tile, q);
         __syncthreads(); /* the scores are there */
-        weigh_tile<tiles, keys>(sh, max, sum, end - begin - t * keys);
+        weigh_tile<tiles, keys>(sh, max, sum, p->end - p->begin - t * keys);
         __syncthreads(); /* the weights are there */
         add_tile<tiles, keys>(o, sh, tile);
     }
-    int64_t row = (int64_t)range * b.n_heads + head;
+    int64_t row = (int64_t)p->range * b->n_heads + head;
     for (int h = 0; h < 2 * tiles; h++) {
         float total = warp_sum(sum[h]);
         if (lane == 0 && warp * 2 * tiles + h < n_heads)
-            b.state[row + warp * 2 * tiles + h] = make_float2(max[h], total);
+            b->state[row + warp * 2 * tiles + h] = make_float2(max[h], total);
     }
 #pragma unroll
     for (int i = 0; i < tiles; i++)
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             int at = i * 16 + r * 8 + lane / 4;
-            float *to = b.sum + (row + at) * MLA_LATENT + warp * 64 + lane % 4 * 2;
+            float *to = b->sum + (row + at) * MLA_LATENT + warp * 64 + lane % 4 * 2;
 #pragma unroll
             for (int j = 0; j < 8; j++)
                 if (at < n_heads)
@@ -301,14 +291,46 @@ static __global__ void __launch_bounds__(THREADS) attend_kernel(const __grid_con
         }
 }
 
-/* 128 columns of one head's ranges, in rising order: eight runs of them, then their sums. */
-static __global__ void __launch_bounds__(THREADS) merge_kernel(const __grid_constant__ batch b)
+/* One share of the keys after the other, 16 * tiles heads; where there are few shares two blocks
+ * take half of the heads each: the cache is read twice, but sooner. */
+template <int tiles, int keys, int stages>
+static __global__ void __launch_bounds__(THREADS) attend_kernel(const __grid_constant__ mla_batch b)
 {
-    __shared__ float factor[SPLIT], top[THREADS / 32];
+    typedef attend_shared<tiles * 16, keys, stages> shared;
+    extern __shared__ __align__(1024) char memory[];
+    shared *sh = (shared *)memory;
+    int head = blockIdx.y * tiles * 16, n_heads = min(tiles * 16, b.n_heads - head);
+    int first = blockIdx.x, step = gridDim.x;
+    mla_part p;
+
+    make_plan(&sh->cut, &b);
+    int n = sh->cut.n_shares, half = tiles == 2 && n_heads > 16 && 2 * n <= step;
+    if (half) {
+        if (first >= 2 * n)
+            return;
+        n_heads = first < n ? 16 : n_heads - 16;
+        head += first < n ? 0 : 16;
+        first %= n;
+    }
+    for (mla_walk w = walk_from(first, step); walk_next(&w, &sh->cut, &b, step, &p);) {
+        if (half)
+            attend_part<1, keys, stages>(sh, &b, &p, head, n_heads);
+        else
+            attend_part<tiles, keys, stages>(sh, &b, &p, head, n_heads);
+    }
+}
+
+/* 128 columns of one head's ranges, in rising order: eight runs of neighbours, then their sums. */
+static __global__ void __launch_bounds__(THREADS) merge_kernel(const __grid_constant__ mla_batch b)
+{
+    __shared__ mla_plan cut;
+    __shared__ float factor[MLA_SHARES], top[THREADS / 32];
     __shared__ float4 part[8][COLUMNS / 4];
-    int head = blockIdx.y, seq = blockIdx.z, n = b.first[seq + 1] - b.first[seq];
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    int64_t row = (int64_t)b.first[seq] * b.n_heads + head;
+    int head = blockIdx.y, seq = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+
+    make_plan(&cut, &b);
+    int range, n = ranges_of(&cut, &b, seq, &range);
+    int64_t row = (int64_t)range * b.n_heads + head;
     float2 state = (int)threadIdx.x < n ? b.state[row + (int64_t)threadIdx.x * b.n_heads]
                                         : make_float2(-INFINITY, 0);
     float m = warp_max(state.x);
@@ -352,18 +374,20 @@ static __global__ void __launch_bounds__(THREADS) merge_kernel(const __grid_cons
 
 /* 32 outputs of W_uv of one head, for up to 8 sequences; a warp has four of them. */
 template <int seqs>
-static __global__ void __launch_bounds__(THREADS) project_kernel(const __grid_constant__ batch b)
+static __global__ void __launch_bounds__(THREADS)
+    project_kernel(const __grid_constant__ mla_batch b)
 {
     __shared__ __align__(16) float x[seqs][MLA_LATENT];
-    int head = blockIdx.y, first = blockIdx.z * seqs, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    int out = blockIdx.x * 32 + warp * 4;
-    const bf16 *w = b.w_kvb + ((int64_t)head * MLA_KV + MLA_NOPE + out) * MLA_LATENT + lane * 8;
-    uint4 row[4][2];
+    int head = blockIdx.y, first = blockIdx.z * seqs;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, out = blockIdx.x * 32 + warp * 4;
+    const bf16 *w = b.w_kvb + ((int64_t)head * MLA_KV + MLA_NOPE + out) * MLA_LATENT + lane * 4;
+    uint2 row[4][4];
 
 #pragma unroll
     for (int i = 0; i < 4; i++)
-        for (int half = 0; half < 2; half++)
-            row[i][half] = *(const uint4 *)(w + i * MLA_LATENT + half * 256);
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            row[i][j] = *(const uint2 *)(w + i * MLA_LATENT + j * 128);
     for (int i = threadIdx.x; i < seqs * MLA_LATENT; i += THREADS) {
         int seq = first + i / MLA_LATENT;
         x[i / MLA_LATENT][i % MLA_LATENT] =
@@ -375,15 +399,16 @@ static __global__ void __launch_bounds__(THREADS) project_kernel(const __grid_co
     for (int s = 0; s < seqs && first + s < b.n_seq; s++) {
         float sum[4] = {};
 #pragma unroll
-        for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 4; j++) {
+            float4 v = *(const float4 *)&x[s][j * 128 + lane * 4];
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                float y[8];
-                unpack8(y, row[i][half]);
-#pragma unroll
-                for (int j = 0; j < 8; j++)
-                    sum[i] = fmaf(y[j], x[s][half * 256 + lane * 8 + j], sum[i]);
+            for (int i = 0; i < 4; i++) {
+                sum[i] = fmaf(__uint_as_float(row[i][j].x << 16), v.x, sum[i]);
+                sum[i] = fmaf(__uint_as_float(row[i][j].x & 0xffff0000u), v.y, sum[i]);
+                sum[i] = fmaf(__uint_as_float(row[i][j].y << 16), v.z, sum[i]);
+                sum[i] = fmaf(__uint_as_float(row[i][j].y & 0xffff0000u), v.w, sum[i]);
             }
+        }
 #pragma unroll
         for (int i = 0; i < 4; i++)
             sum[i] = warp_sum(sum[i]);
@@ -393,21 +418,20 @@ static __global__ void __launch_bounds__(THREADS) project_kernel(const __grid_co
     }
 }
 
-/* Ranges of the sequences in one launch, at most: the larger of the two ways to cut. */
-static size_t most_ranges(int64_t n_seq, int64_t n_keys)
+/* Ranges of the sequences of one launch, at most: the larger of the two ways to cut. */
+static size_t most_ranges(int64_t n_seq, int64_t max_keys)
 {
-    size_t fixed = 0, shared, n = (size_t)lh_min64(n_seq, MAX_SEQ);
+    int64_t n = lh_min64(n_seq, MLA_MAX_SEQ), units = div_up(max_keys, MLA_UNIT);
 
-    lh_mul_size(&fixed, n, (size_t)lh_min64(SPLIT, div_up(n_keys, FIXED_RANGE)));
-    shared = n == 1 ? (size_t)lh_min64(SPLIT, div_up(n_keys, LEAST_RANGE)) : SPLIT + n;
-    return fixed > shared ? fixed : shared;
+    return (size_t)lh_max64(n * lh_min64(MLA_SHARES, div_up(units, MLA_FIXED_UNITS)),
+                            lh_min64(MLA_SHARES, n * lh_min64(MLA_SHARES, units)) + n - 1);
 }
 
-static size_t layout(batch *b, void *base, int64_t n_seq, int64_t n_keys, int n_heads)
+static size_t layout(mla_batch *b, void *base, int64_t n_seq, int64_t max_keys, int n_heads)
 {
     lh_carve c = {.base = base};
-    size_t heads = (size_t)n_heads, ranges = most_ranges(n_seq, n_keys);
-    size_t seqs = (size_t)lh_min64(n_seq, MAX_SEQ);
+    size_t heads = (size_t)n_heads, ranges = most_ranges(n_seq, max_keys);
+    size_t seqs = (size_t)lh_min64(n_seq, MLA_MAX_SEQ);
 
     b->query = (bf16 *)lh_carve_take(&c, seqs, heads * MLA_WIDTH * sizeof(bf16), 256);
     b->merged = (float *)lh_carve_take(&c, seqs, heads * MLA_LATENT * sizeof(float), 256);
@@ -419,76 +443,50 @@ static size_t layout(batch *b, void *base, int64_t n_seq, int64_t n_keys, int n_
 size_t lh_cuda_mla_decode_work_bytes(int64_t n_seq, int64_t n_keys, int n_heads, int d_latent,
                                      int d_rope)
 {
-    batch b;
+    mla_batch b;
 
     (void)d_latent, (void)d_rope; /* those that there are */
     return n_seq == 0 ? 0 : layout(&b, NULL, n_seq, n_keys, n_heads);
 }
 
-/* The sequences first .. first + b->n_seq - 1 and their ranges. */
-static void cut(batch *b, const lh_mla_decode_args *a, int64_t first, int deterministic)
-{
-    int64_t all = 0, range;
-
-    for (int i = 0; i < b->n_seq; i++)
-        all += a->n_keys[first + i];
-    b->first[0] = 0;
-    for (int i = 0; i < b->n_seq; i++) {
-        b->latent[i] = (const bf16 *)a->latent[first + i];
-        b->n_keys[i] = (int)a->n_keys[first + i];
-        range = lh_round_up(div_up(deterministic ? b->n_keys[i] : all, SPLIT), LEAST_KEYS);
-        range = lh_max64(range, deterministic ? FIXED_RANGE : LEAST_RANGE);
-        b->range[i] = (int)lh_min64(range, lh_round_up(b->n_keys[i], LEAST_KEYS));
-        b->first[i + 1] = b->first[i] + (int)div_up(b->n_keys[i], b->range[i]);
-    }
-}
-
-template <int tiles, int keys, int stages> static lh_status attend(lh_stream *s, const batch *b)
+template <int tiles, int keys, int stages> static lh_status attend(lh_stream *s, const mla_batch *b)
 {
     size_t bytes = sizeof(attend_shared<tiles * 16, keys, stages>);
-    dim3 grid((unsigned)b->first[b->n_seq], (unsigned)div_up(b->n_heads, tiles * 16));
+    dim3 grid(MLA_SHARES, (unsigned)div_up(b->n_heads, tiles * 16));
 
     LH_TRY(lh_cuda_shared((const void *)attend_kernel<tiles, keys, stages>, bytes));
     attend_kernel<tiles, keys, stages><<<grid, THREADS, bytes, s->stream>>>(*b);
     return lh_cuda_launched(s, "mla_decode");
 }
 
-#ifndef LH_MLA_KEYS
-#define LH_MLA_KEYS 64
-#define LH_MLA_STAGES 2
-#endif
-
-static lh_status launch(lh_stream *s, const batch *b)
+static lh_status decode(lh_stream *s, const mla_batch *b)
 {
     unsigned heads = (unsigned)b->n_heads, n = (unsigned)b->n_seq;
-    /* 16 heads a block where there are few blocks: the cache is read twice, but faster */
-    int few = b->n_heads <= 16 || b->first[b->n_seq] * div_up(b->n_heads, 32) * 2 <= s->n_sms;
+    dim3 absorb(MLA_LATENT / COLUMNS, heads, n == 1 ? 1 : (n + SEQS - 1) / SEQS);
+    dim3 merge(MLA_LATENT / COLUMNS, heads, n), project(MLA_V / 32, heads, absorb.z);
 
+    if (s->arch == 90) {
+        LH_TRY(mla_launch(s, 1, n == 1 ? absorb_kernel<1> : absorb_kernel<SEQS>, absorb, THREADS, 0,
+                          *b));
+        return lh_cuda_mla_step_sm90(s, b);
+    }
     if (n == 1)
-        absorb_kernel<1><<<dim3(MLA_LATENT / COLUMNS, heads, 1), THREADS, 0, s->stream>>>(*b);
+        absorb_kernel<1><<<absorb, THREADS, 0, s->stream>>>(*b);
     else
-        absorb_kernel<SEQS><<<dim3(MLA_LATENT / COLUMNS, heads, (n + SEQS - 1) / SEQS), THREADS, 0,
-                              s->stream>>>(*b);
+        absorb_kernel<SEQS><<<absorb, THREADS, 0, s->stream>>>(*b);
     LH_TRY(lh_cuda_launched(s, "mla_decode"));
-    if (s->arch == 90)
-        LH_TRY(few ? (attend<1, LH_MLA_KEYS, LH_MLA_STAGES>(s, b))
-                   : (attend<2, LH_MLA_KEYS, LH_MLA_STAGES>(s, b)));
-    else
-        LH_TRY(few ? (attend<1, 32, 2>(s, b)) : (attend<2, 32, 2>(s, b)));
-    merge_kernel<<<dim3(MLA_LATENT / COLUMNS, heads, n), THREADS, 0, s->stream>>>(*b);
+    LH_TRY(heads > 16 ? (attend<2, TILE, 2>(s, b)) : (attend<1, TILE, 2>(s, b)));
+    merge_kernel<<<merge, THREADS, 0, s->stream>>>(*b);
     LH_TRY(lh_cuda_launched(s, "mla_decode"));
     if (n == 1)
-        project_kernel<1><<<dim3(MLA_V / 32, heads, 1), THREADS, 0, s->stream>>>(*b);
+        project_kernel<1><<<project, THREADS, 0, s->stream>>>(*b);
     else
-        project_kernel<SEQS><<<dim3(MLA_V / 32, heads, (n + SEQS - 1) / SEQS), THREADS, 0,
-                               s->stream>>>(*b);
+        project_kernel<SEQS><<<project, THREADS, 0, s->stream>>>(*b);
     return lh_cuda_launched(s, "mla_decode");
 }
 
 lh_status lh_cuda_mla_decode(lh_stream *s, const lh_mla_decode_args *a)
 {
-    int64_t longest = 0;
-
     LH_TRY(lh_check_mla_decode(a));
     LH_REQUIRE(a->d_nope == MLA_NOPE && a->d_rope == MLA_ROPE && a->d_v == MLA_V &&
                    a->d_latent == MLA_LATENT,
@@ -501,19 +499,17 @@ lh_status lh_cuda_mla_decode(lh_stream *s, const lh_mla_decode_args *a)
     LH_TRY(lh_cuda_aligned("mla_decode", "o", a->o));
     LH_TRY(lh_cuda_aligned("mla_decode", "q", a->q));
     LH_TRY(lh_cuda_aligned("mla_decode", "w_kvb", a->w_kvb));
-    for (int64_t i = 0; i < a->n_seq; i++) {
-        LH_TRY(lh_cuda_aligned("mla_decode", "latent", a->latent[i]));
-        longest = lh_max64(longest, a->n_keys[i]);
-    }
-    for (int64_t first = 0; first < a->n_seq; first += MAX_SEQ) {
-        batch b = {.n_seq = (int)lh_min64(MAX_SEQ, a->n_seq - first),
-                   .n_heads = a->n_heads,
-                   .q = (const bf16 *)a->q + first * a->n_heads * MLA_QK,
-                   .w_kvb = (const bf16 *)a->w_kvb,
-                   .o = (bf16 *)a->o + first * a->n_heads * MLA_V};
-        layout(&b, a->work, a->n_seq, longest, a->n_heads);
-        cut(&b, a, first, s->deterministic);
-        LH_TRY(launch(s, &b));
+    for (int64_t first = 0; first < a->n_seq; first += MLA_MAX_SEQ) {
+        mla_batch b = {.latent = (const bf16 *const *)a->latent + first,
+                       .n_keys = a->n_keys + first,
+                       .n_seq = (int)lh_min64(MLA_MAX_SEQ, a->n_seq - first),
+                       .n_heads = a->n_heads,
+                       .deterministic = s->deterministic,
+                       .q = (const bf16 *)a->q + first * a->n_heads * MLA_QK,
+                       .w_kvb = (const bf16 *)a->w_kvb,
+                       .o = (bf16 *)a->o + first * a->n_heads * MLA_V};
+        layout(&b, a->work, a->n_seq, a->max_keys, a->n_heads);
+        LH_TRY(decode(s, &b));
     }
     return LH_OK;
 }

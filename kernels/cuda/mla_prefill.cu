@@ -11,7 +11,8 @@
 #include "kernels/cuda/mla.cuh"
 
 #define BLOCK_KEYS 65536 /* of a block */
-#define BLOCK_HEADS 8    /* expanded together */
+#define BLOCK_HEADS 4    /* that are expanded together for a long context; more for a shorter one */
+#define MOST_HEADS 32
 
 #define TILE 64 /* keys of a tile, queries of a piece */
 #define THREADS 128
@@ -29,8 +30,8 @@ typedef struct attend_shared {
 } attend_shared;
 
 typedef struct workspace {
-    bf16 *kv;
-    float *sum;
+    bf16 *kv[2]; /* one is expanded while the other is read */
+    float *sum;  /* these two for BLOCK_HEADS: only they see more than one block */
     float2 *state;
 } workspace;
 
@@ -71,7 +72,8 @@ static __global__ void __launch_bounds__(THREADS) expand_kernel(const __grid_con
     int tile = blockIdx.y * TILE, head = blockIdx.x / 2, is_value = blockIdx.x % 2;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, m = warp / 2 * 32, n = warp % 2 * 64;
     const bf16 *latent = p.latent + (int64_t)(p.key + tile) * MLA_WIDTH;
-    const bf16 *w = (const bf16 *)p.w_kvb + (int64_t)(head * MLA_KV + is_value * MLA_NOPE) * MLA_LATENT;
+    const bf16 *w =
+        (const bf16 *)p.w_kvb + (int64_t)(head * MLA_KV + is_value * MLA_NOPE) * MLA_LATENT;
     float d[2][8][4] = {};
 
     load_rows(sh->latent[0], latent, MLA_WIDTH, TILE, EXPAND_STEP / 8, p.n_keys - tile);
@@ -211,7 +213,8 @@ static __global__ void __launch_bounds__(THREADS) attend_kernel(const __grid_con
         sum[r] = pair == 0 ? state.y : 0;
 #pragma unroll
         for (int j = 0; j < 16; j++) {
-            float2 v = again ? *(const float2 *)(p.sum + at * MLA_V + 8 * j + pair) : make_float2(0, 0);
+            float2 v =
+                again ? *(const float2 *)(p.sum + at * MLA_V + 8 * j + pair) : make_float2(0, 0);
             o[j][2 * r] = v.x;
             o[j][2 * r + 1] = v.y;
         }
@@ -283,7 +286,8 @@ static size_t layout(workspace *w, void *base, int64_t n_rows, int n_heads)
     lh_carve c = {.base = base};
     size_t heads = (size_t)lh_min64(n_heads, BLOCK_HEADS), rows = (size_t)n_rows;
 
-    w->kv = (bf16 *)lh_carve_take(&c, heads * BLOCK_KEYS, MLA_KV * sizeof(bf16), 256);
+    for (int i = 0; i < 2; i++)
+        w->kv[i] = (bf16 *)lh_carve_take(&c, heads * BLOCK_KEYS, MLA_KV * sizeof(bf16), 256);
     w->sum = (float *)lh_carve_take(&c, rows, heads * MLA_V * sizeof(float), 256);
     w->state = (float2 *)lh_carve_take(&c, rows, heads * sizeof(float2), 256);
     return c.used;
@@ -311,23 +315,35 @@ static void cut_runs(mla_pass *p, const lh_mla_prefill_args *a, int piece_rows)
     }
 }
 
-/* The heads p->head .. against all keys. */
-static lh_status heads_pass(lh_stream *s, mla_pass *p, int hopper)
+static int context_of(const mla_pass *p)
 {
     int last = p->n_runs - 1;
-    int n_context = p->run_position[last] + p->run_row[last + 1] - p->run_row[last];
+
+    return p->run_position[last] + p->run_row[last + 1] - p->run_row[last];
+}
+
+/* The heads p->head .. against all keys; n_done counts the passes. */
+static lh_status heads_pass(lh_stream *s, mla_pass *p, const workspace *w, int hopper, int *n_done)
+{
+    int n_context = context_of(p);
 
     p->first_piece = 0;
-    for (int64_t key = 0; key < n_context; key += BLOCK_KEYS) {
+    for (int64_t key = 0; key < n_context; key += BLOCK_KEYS, ++*n_done) {
         p->key = (int)key;
         p->n_keys = (int)lh_min64(BLOCK_KEYS, n_context - key);
+        p->kv = w->kv[*n_done % 2];
         for (;; p->first_piece++) {
             mla_piece piece = mla_piece_at(p, p->first_piece);
             if (piece.position + piece.n_rows > key)
                 break;
         }
-        LH_TRY(hopper ? lh_cuda_mla_expand_sm90(s, p) : expand(s, p));
-        LH_TRY(hopper ? lh_cuda_mla_attend_sm90(s, p) : attend(s, p));
+        if (hopper) {
+            LH_TRY(lh_cuda_mla_expand_sm90(s, p, *n_done == 0));
+            LH_TRY(lh_cuda_mla_attend_sm90(s, p));
+        } else {
+            LH_TRY(expand(s, p));
+            LH_TRY(attend(s, p));
+        }
     }
     return LH_OK;
 }
@@ -335,7 +351,7 @@ static lh_status heads_pass(lh_stream *s, mla_pass *p, int hopper)
 lh_status lh_cuda_mla_prefill(lh_stream *s, const lh_mla_prefill_args *a)
 {
     workspace w;
-    int hopper = s->arch == 90;
+    int hopper = s->arch == 90, most_heads, n_done = 0;
 
     LH_TRY(lh_check_mla_prefill(a));
     LH_REQUIRE(a->d_nope == MLA_NOPE && a->d_rope == MLA_ROPE && a->d_v == MLA_V &&
@@ -357,15 +373,16 @@ lh_status lh_cuda_mla_prefill(lh_stream *s, const lh_mla_prefill_args *a)
                   .o = (bf16 *)a->o,
                   .n_rows = a->n_rows,
                   .n_all_heads = a->n_heads,
-                  .kv_rows = BLOCK_KEYS,
-                  .kv = w.kv,
                   .sum = w.sum,
                   .state = w.state};
     cut_runs(&p, a, hopper ? MLA_PIECE_SM90 : TILE);
-    for (p.head = 0; p.head < a->n_heads; p.head += BLOCK_HEADS) {
-        p.n_heads = (int)lh_min64(BLOCK_HEADS, a->n_heads - p.head);
+    p.kv_rows = (int)lh_min64(BLOCK_KEYS, lh_round_up(context_of(&p), MLA_PIECE_SM90));
+    most_heads =
+        (int)lh_min64(MOST_HEADS, lh_min64(a->n_heads, BLOCK_HEADS) * BLOCK_KEYS / p.kv_rows);
+    for (p.head = 0; p.head < a->n_heads; p.head += p.n_heads) {
+        p.n_heads = (int)lh_min64(most_heads, a->n_heads - p.head);
         p.w_kvb = a->w_kvb + (int64_t)p.head * MLA_KV * MLA_LATENT;
-        LH_TRY(heads_pass(s, &p, hopper));
+        LH_TRY(heads_pass(s, &p, &w, hopper, &n_done));
     }
     return LH_OK;
 }

@@ -8,20 +8,20 @@
  */
 #include <cuda.h>
 
-#include "kernels/cuda/mla.cuh"
+#include "kernels/cuda/mla_sm90.cuh"
 
-#define TILE 128                    /* keys, queries and outputs of a tile */
-#define SLAB (TILE * 64)            /* elements of 64 columns of a tile: rows of 128 bytes */
+#define TILE 128         /* keys, queries and outputs of a tile */
+#define SLAB (TILE * 64) /* elements of 64 columns of a tile: rows of 128 bytes */
 #define SLAB_BYTES (SLAB * 2)
 #define STEPS_LATENT (MLA_LATENT / 64)
 #define CONSUMERS 256
 #define THREADS (CONSUMERS + 128) /* one more group: its first thread loads */
 
-#define EXPAND_STAGES 5
+#define EXPAND_STAGES 3 /* of each group */
 typedef struct expand_shared {
     bf16 w[STEPS_LATENT][SLAB];
-    bf16 latent[EXPAND_STAGES][SLAB];
-    uint64_t w_full, full[EXPAND_STAGES], empty[EXPAND_STAGES];
+    bf16 latent[2][EXPAND_STAGES][SLAB];
+    uint64_t w_full, full[2][EXPAND_STAGES], empty[2][EXPAND_STAGES];
 } expand_shared;
 
 #define ATTEND_STAGES 2
@@ -38,45 +38,7 @@ typedef struct attend_shared {
 #define LH_MLA_TURNS true
 #endif
 
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#define HAVE_SM90 1
-#else
-#define HAVE_SM90 0
-#endif
-
 #if HAVE_SM90
-
-static __device__ __forceinline__ void barrier_init(uint64_t *b, int count)
-{
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_at(b)), "r"(count)
-                 : "memory");
-}
-
-static __device__ __forceinline__ void barrier_expect(uint64_t *b, uint32_t bytes)
-{
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_at(b)),
-                 "r"(bytes)
-                 : "memory");
-}
-
-static __device__ __forceinline__ void barrier_arrive(uint64_t *b)
-{
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_at(b)) : "memory");
-}
-
-static __device__ __forceinline__ void barrier_wait(uint64_t *b, uint32_t parity)
-{
-    asm volatile("{\n"
-                 ".reg .pred done;\n"
-                 "again:\n"
-                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-                 "@done bra.uni end;\n"
-                 "bra.uni again;\n"
-                 "end:\n"
-                 "}" ::"r"(shared_at(b)),
-                 "r"(parity)
-                 : "memory");
-}
 
 /* 128 rows of 64 columns from (column, row); rows behind the tensor's last are zeros. */
 static __device__ __forceinline__ void load_slab(bf16 *to, const CUtensorMap *map, int column,
@@ -86,29 +48,6 @@ static __device__ __forceinline__ void load_slab(bf16 *to, const CUtensorMap *ma
                  "[%0], [%1, {%3, %4}], [%2];" ::"r"(shared_at(to)),
                  "l"(map), "r"(shared_at(full)), "r"(column), "r"(row)
                  : "memory");
-}
-
-/* Where an operand of a product lies: rows of 128 bytes, eight of them 1,024 bytes, swizzled. For
- * an operand whose rows are the index of the sum, `next` is the distance of the next 64 columns. */
-static __device__ __forceinline__ uint64_t operand(uint32_t at, uint32_t next)
-{
-    return (uint64_t)((at & 0x3ffff) >> 4) | (uint64_t)(next >> 4) << 16 | (uint64_t)(1024 >> 4) << 32 |
-           (uint64_t)1 << 62;
-}
-
-static __device__ __forceinline__ void product_begin(void)
-{
-    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-
-static __device__ __forceinline__ void product_commit(void)
-{
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-
-template <int n> static __device__ __forceinline__ void product_wait(void)
-{
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(n) : "memory");
 }
 
 /* The compiler must not move uses of x over this line: products write x on their own. */
@@ -193,85 +132,100 @@ static __device__ __forceinline__ void store_row(bf16 *to, const float x[64], in
     }
 }
 
-static __device__ void expand_load(expand_shared *sh, const CUtensorMap *latent,
-                                   const CUtensorMap *w, int w_row, int key, int n_tiles)
+/* The latents of one group's tiles; by one thread. */
+static __device__ void expand_load(expand_shared *sh, const CUtensorMap *latent, int group, int key,
+                                   int n_tiles)
 {
     int chunk = 0;
 
-    barrier_expect(&sh->w_full, STEPS_LATENT * SLAB_BYTES);
-    for (int c = 0; c < STEPS_LATENT; c++)
-        load_slab(sh->w[c], w, c * 64, w_row, &sh->w_full);
-    for (int t = blockIdx.y; t < n_tiles; t += gridDim.y)
+    for (int t = blockIdx.y + group * gridDim.y; t < n_tiles; t += 2 * gridDim.y)
         for (int c = 0; c < STEPS_LATENT; c++, chunk++) {
             int stage = chunk % EXPAND_STAGES;
-            barrier_wait(&sh->empty[stage], (chunk / EXPAND_STAGES & 1) ^ 1);
-            barrier_expect(&sh->full[stage], SLAB_BYTES);
-            load_slab(sh->latent[stage], latent, c * 64, key + t * TILE, &sh->full[stage]);
+            barrier_wait(&sh->empty[group][stage], (chunk / EXPAND_STAGES & 1) ^ 1);
+            barrier_expect(&sh->full[group][stage], SLAB_BYTES);
+            load_slab(sh->latent[group][stage], latent, c * 64, key + t * TILE,
+                      &sh->full[group][stage]);
         }
 }
 
-static __device__ __forceinline__ void expand_tile(float d[2][64], expand_shared *sh, int chunk)
+static __device__ __forceinline__ void expand_step(float d[2][64], uint32_t latent, uint32_t w,
+                                                   int add)
 {
+#pragma unroll
+    for (int k = 0; k < 4; k++)
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            product_ss(d[i], operand(latent + i * (SLAB_BYTES / 2) + k * 32, 16),
+                       operand(w + k * 32, 16), add + k);
+    product_commit();
+}
+
+/* The products of one step run while the next is queued; a stage is free when its step has run. */
+static __device__ __forceinline__ void expand_tile(float d[2][64], expand_shared *sh, int group,
+                                                   int chunk)
+{
+    bool leader = threadIdx.x % 32 == 0;
+
 #pragma unroll 1
     for (int c = 0; c < STEPS_LATENT; c++, chunk++) {
         int stage = chunk % EXPAND_STAGES;
-        uint32_t a = shared_at(sh->latent[stage]), b = shared_at(sh->w[c]);
-        barrier_wait(&sh->full[stage], chunk / EXPAND_STAGES & 1);
+        barrier_wait(&sh->full[group][stage], chunk / EXPAND_STAGES & 1);
         hold(d[0]);
         hold(d[1]);
         product_begin();
-#pragma unroll
-        for (int k = 0; k < 4; k++)
-#pragma unroll
-            for (int i = 0; i < 2; i++)
-                product_ss(d[i], operand(a + i * (SLAB_BYTES / 2) + k * 32, 16),
-                           operand(b + k * 32, 16), c + k);
-        product_commit();
-        product_wait<0>();
-        hold(d[0]);
-        hold(d[1]);
-        if (threadIdx.x % 32 == 0)
-            barrier_arrive(&sh->empty[stage]);
+        expand_step(d, shared_at(sh->latent[group][stage]), shared_at(sh->w[c]), c);
+        product_wait<1>();
+        if (c > 0 && leader)
+            barrier_arrive(&sh->empty[group][(chunk - 1) % EXPAND_STAGES]);
     }
+    product_wait<0>();
+    hold(d[0]);
+    hold(d[1]);
+    if (leader)
+        barrier_arrive(&sh->empty[group][(chunk - 1) % EXPAND_STAGES]);
 }
 
 #endif
 
 /* Keys, or values, of one head: their rows of w_kvb stay in shared memory, the latents of every
- * gridDim.y-th tile pass by. The two groups take tiles in turn: one stores while the other
- * multiplies. */
+ * gridDim.y-th tile pass by. The two groups take tiles in turn, each at its own pace: one stores
+ * while the other multiplies. */
 static __global__ void __launch_bounds__(THREADS, 1)
     expand_kernel(const __grid_constant__ CUtensorMap latent, const __grid_constant__ CUtensorMap w,
-                  bf16 *kv, int kv_rows, int first_head, int key, int n_tiles)
+                  bf16 *kv, int kv_rows, int key, int n_tiles)
 {
 #if HAVE_SM90
     extern __shared__ __align__(1024) char memory[];
     expand_shared *sh = (expand_shared *)memory;
     int head = blockIdx.x / 2, is_value = blockIdx.x % 2, group = threadIdx.x / 128;
 
+    let_next_start();
     if (threadIdx.x == 0) {
         barrier_init(&sh->w_full, 1);
-        for (int i = 0; i < EXPAND_STAGES; i++) {
-            barrier_init(&sh->full[i], 1);
-            barrier_init(&sh->empty[i], 4);
+        for (int i = 0; i < 2 * EXPAND_STAGES; i++) {
+            barrier_init(&sh->full[0][0] + i, 1);
+            barrier_init(&sh->empty[0][0] + i, 4);
         }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncthreads();
     if (threadIdx.x >= CONSUMERS) {
-        if (threadIdx.x == CONSUMERS)
-            expand_load(sh, &latent, &w, (first_head + head) * MLA_KV + is_value * MLA_NOPE, key,
-                        n_tiles);
+        if (threadIdx.x == CONSUMERS) {
+            barrier_expect(&sh->w_full, STEPS_LATENT * SLAB_BYTES);
+            for (int c = 0; c < STEPS_LATENT; c++)
+                load_slab(sh->w[c], &w, c * 64, head * MLA_KV + is_value * MLA_NOPE, &sh->w_full);
+        }
+        if (threadIdx.x % 32 == 0 && threadIdx.x < CONSUMERS + 64)
+            expand_load(sh, &latent, (threadIdx.x - CONSUMERS) / 32, key, n_tiles);
         return;
     }
     int row = threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
     bf16 *to = kv + (int64_t)head * kv_rows * MLA_KV + is_value * MLA_NOPE;
 
     barrier_wait(&sh->w_full, 0);
-    for (int nth = group, t = blockIdx.y + group * gridDim.y; t < n_tiles;
-         nth += 2, t += 2 * gridDim.y) {
+    for (int nth = 0, t = blockIdx.y + group * gridDim.y; t < n_tiles; nth++, t += 2 * gridDim.y) {
         float d[2][64];
-        expand_tile(d, sh, nth * STEPS_LATENT);
+        expand_tile(d, sh, group, nth * STEPS_LATENT);
 #pragma unroll
         for (int i = 0; i < 2; i++)
 #pragma unroll
@@ -279,6 +233,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
                 store_row(to + (int64_t)(t * TILE + i * 64 + r * 8 + row) * MLA_KV, d[i], r, 1.0f,
                           true);
     }
+    await_previous(); /* what waits for this kernel waits for the attention before, too */
 #endif
 }
 
@@ -400,15 +355,13 @@ static __device__ __forceinline__ void pack_weights(uint32_t p[32], const float 
 template <bool turns>
 static __global__ void __launch_bounds__(THREADS, 1)
     attend_kernel(const __grid_constant__ CUtensorMap q, const __grid_constant__ CUtensorMap kv,
-                  const __grid_constant__ CUtensorMap latent,
-                  const __grid_constant__ mla_pass p)
+                  const __grid_constant__ CUtensorMap latent, const __grid_constant__ mla_pass p)
 {
 #if HAVE_SM90
     extern __shared__ __align__(1024) char memory[];
     attend_shared *sh = (attend_shared *)memory;
     int head = blockIdx.x % p.n_heads, group = threadIdx.x / 128;
-    const mla_piece piece =
-        mla_piece_at(&p, p.run_piece[p.n_runs] - 1 - blockIdx.x / p.n_heads);
+    const mla_piece piece = mla_piece_at(&p, p.run_piece[p.n_runs] - 1 - blockIdx.x / p.n_heads);
     int end = min(piece.position + piece.n_rows, p.key + p.n_keys);
     int n_tiles = (end - p.key + TILE - 1) / TILE;
 
@@ -423,11 +376,13 @@ static __global__ void __launch_bounds__(THREADS, 1)
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncthreads();
+    await_previous();
+    let_next_start();
     if (threadIdx.x >= CONSUMERS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
         if (threadIdx.x == CONSUMERS)
-            attend_load(sh, &q, &kv, &latent, piece.row, (p.head + head) * MLA_QK,
-                        head * p.kv_rows, p.key, n_tiles);
+            attend_load(sh, &q, &kv, &latent, piece.row, (p.head + head) * MLA_QK, head * p.kv_rows,
+                        p.key, n_tiles);
         return;
     }
     asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
@@ -443,8 +398,10 @@ static __global__ void __launch_bounds__(THREADS, 1)
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         bool again = p.key > 0 && present[r];
-        float2 state = again ? p.state[(row + 8 * r) * p.n_heads + head] : make_float2(-INFINITY, 0);
-        const float *from = p.sum + ((row + 8 * r) * p.n_heads + head) * MLA_V + threadIdx.x % 4 * 2;
+        float2 state =
+            again ? p.state[(row + 8 * r) * p.n_heads + head] : make_float2(-INFINITY, 0);
+        const float *from =
+            p.sum + ((row + 8 * r) * p.n_heads + head) * MLA_V + threadIdx.x % 4 * 2;
         max[r] = state.x;
         sum[r] = threadIdx.x % 4 == 0 ? state.y : 0;
 #pragma unroll
@@ -455,7 +412,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
         }
     }
 
-    int seen = piece.position + in_piece - p.key; /* keys of the block that lie before the row */
+    int seen = piece.position + in_piece - p.key;    /* keys of the block that lie before the row */
     int clear = piece.position + group * 64 - p.key; /* the same of the group's first row */
 
     barrier_wait(&sh->q_full, 0);
@@ -560,7 +517,7 @@ static lh_status tensor_map(CUtensorMap *map, const void *base, int64_t n_rows, 
     return LH_OK;
 }
 
-lh_status lh_cuda_mla_expand_sm90(lh_stream *s, const mla_pass *p)
+lh_status lh_cuda_mla_expand_sm90(lh_stream *s, const mla_pass *p, int first)
 {
     CUtensorMap latent, w;
     unsigned columns = (unsigned)p->n_heads * 2;
@@ -569,11 +526,9 @@ lh_status lh_cuda_mla_expand_sm90(lh_stream *s, const mla_pass *p)
 
     LH_TRY(tensor_map(&latent, p->latent, (int64_t)p->key + p->n_keys, MLA_WIDTH));
     LH_TRY(tensor_map(&w, p->w_kvb, (int64_t)p->n_heads * MLA_KV, MLA_LATENT));
-    LH_TRY(lh_cuda_shared((const void *)expand_kernel, sizeof(expand_shared)));
     slices = slices < 1 ? 1 : slices > n_tiles ? n_tiles : slices;
-    expand_kernel<<<dim3(columns, slices), THREADS, sizeof(expand_shared), s->stream>>>(
-        latent, w, p->kv, p->kv_rows, 0, p->key, (int)n_tiles);
-    return lh_cuda_launched(s, "mla_prefill");
+    return mla_launch(s, !first, expand_kernel, dim3(columns, slices), THREADS,
+                      sizeof(expand_shared), latent, w, p->kv, p->kv_rows, p->key, (int)n_tiles);
 }
 
 lh_status lh_cuda_mla_attend_sm90(lh_stream *s, const mla_pass *p)
@@ -583,8 +538,7 @@ lh_status lh_cuda_mla_attend_sm90(lh_stream *s, const mla_pass *p)
     LH_TRY(tensor_map(&q, p->q, p->n_rows, (int64_t)p->n_all_heads * MLA_QK));
     LH_TRY(tensor_map(&kv, p->kv, (int64_t)p->n_heads * p->kv_rows, MLA_KV));
     LH_TRY(tensor_map(&latent, p->latent, (int64_t)p->key + p->n_keys, MLA_WIDTH));
-    LH_TRY(lh_cuda_shared((const void *)attend_kernel<LH_MLA_TURNS>, sizeof(attend_shared)));
-    attend_kernel<LH_MLA_TURNS><<<(unsigned)(mla_n_pieces(p) * p->n_heads), THREADS,
-                                  sizeof(attend_shared), s->stream>>>(q, kv, latent, *p);
-    return lh_cuda_launched(s, "mla_prefill");
+    return mla_launch(s, 1, attend_kernel<LH_MLA_TURNS>,
+                      dim3((unsigned)(mla_n_pieces(p) * p->n_heads)), THREADS,
+                      sizeof(attend_shared), q, kv, latent, *p);
 }

@@ -3,13 +3,19 @@
 
 #include "tests/reference/reference_mla.h"
 
-/* out [n_out] = w [n_out, d_latent] c */
+/* out [n_out] = w [n_out, d_latent] c; eight sums each, so that large dimensions do not take long
+ */
 static void expand(double *out, const lh_bf16 *w, const float *c, int n_out, int d_latent)
 {
     for (int i = 0; i < n_out; i++) {
-        out[i] = 0;
-        for (int j = 0; j < d_latent; j++)
-            out[i] += (double)lh_bf16_to_f32(w[i * d_latent + j]) * (double)c[j];
+        double sum[8] = {0};
+        int j = 0;
+        for (; j + 8 <= d_latent; j += 8)
+            for (int k = 0; k < 8; k++)
+                sum[k] += (double)lh_bf16_to_f32(w[i * d_latent + j + k]) * (double)c[j + k];
+        for (; j < d_latent; j++)
+            sum[0] += (double)lh_bf16_to_f32(w[i * d_latent + j]) * (double)c[j];
+        out[i] = ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
     }
 }
 
