@@ -1,1 +1,1 @@
-lh_test(test_kda LINK lh_kernels SOURCES reference/kda.c)
+lh_test(test_kda GPU LINK lh_kernels SOURCES reference/kda.c)
