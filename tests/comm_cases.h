@@ -129,13 +129,13 @@ static void test_merge(void)
     for (int n = 0; n <= WORDS; n += n < 5 ? 1 : 331) {
         for (int i = 0; i < n; i++)
             words[i] = i % comm->size == comm->rank ? 0x80000000u + (uint32_t)i * 2654435761u : 0;
-        memcpy(sent, words, (size_t)n * sizeof *words);
-        CHECK_OK(do_merge(sent, (size_t)n * sizeof *words, received));
-        memcpy(words, sent, (size_t)n * sizeof *words);
+        memcpy(received, words, (size_t)n * sizeof *words);
+        CHECK_OK(do_merge(received, (size_t)n * sizeof *words, sent));
+        memcpy(words, received, (size_t)n * sizeof *words);
         for (int i = 0; i < n; i++)
             CHECK(words[i] == 0x80000000u + (uint32_t)i * 2654435761u);
     }
-    CHECK_STATUS(lh_comm_merge(comm, at(sent), 3, at(received), stream), LH_ERR_INVALID);
+    CHECK_STATUS(lh_comm_merge(comm, at(received), 3, at(sent), stream), LH_ERR_INVALID);
 }
 
 static void test_allgather(void)
