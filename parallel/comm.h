@@ -54,7 +54,7 @@ typedef struct lh_comm_ops {
 /* First member of each backend's struct. */
 struct lh_comm {
     const lh_comm_ops *ops;
-    lh_comm *host;               /* takes what comes without a stream; NULL: this one */
+    lh_comm *host; /* takes what comes without a stream; NULL: this one */
     int rank, size;
     double timeout_s;    /* limit of every wait */
     const char *what;    /* lh_comm_at: phase; a literal */
