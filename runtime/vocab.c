@@ -1,8 +1,8 @@
-#include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "base/file.h"
 #include "base/mem.h"
 #include "runtime/tokenizer_internal.h"
 
@@ -14,27 +14,22 @@ lh_status lh_read_text_file(char **text, size_t *n_bytes, const char *path, size
 {
     lh_status st = LH_OK;
     char *buf = NULL;
-    FILE *f = fopen(path, "rb");
-    LH_REQUIRE(f, LH_ERR_OPEN, "%s: %s", path, strerror(errno));
+    size_t size = 0;
+    int fd = -1;
 
-    LH_REQUIRE_OUT(fseek(f, 0, SEEK_END) == 0, LH_ERR_IO, "%s: %s", path, strerror(errno));
-    long size = ftell(f);
-    LH_REQUIRE_OUT(size >= 0 && fseek(f, 0, SEEK_SET) == 0, LH_ERR_IO, "%s: %s", path,
-                   strerror(errno));
-    LH_REQUIRE_OUT((size_t)size <= max_bytes, LH_ERR_DATA, "%s: %ld bytes, expected at most %zu",
-                   path, size, max_bytes);
-    buf = malloc((size_t)size + 1);
-    LH_REQUIRE_OUT(buf, LH_ERR_NOMEM, "%s: %ld bytes", path, size);
-    size_t got = fread(buf, 1, (size_t)size, f);
-    LH_REQUIRE_OUT(got == (size_t)size, LH_ERR_IO, "%s: %zu bytes read, expected %ld", path, got,
-                   size);
+    LH_TRY(lh_file_open(&fd, &size, path));
+    LH_REQUIRE_OUT(size <= max_bytes, LH_ERR_DATA, "%s: %zu bytes, expected at most %zu", path,
+                   size, max_bytes);
+    buf = malloc(size + 1);
+    LH_REQUIRE_OUT(buf, LH_ERR_NOMEM, "%s: %zu bytes", path, size);
+    LH_TRY_OUT(lh_file_read(fd, buf, size, 0, path));
     buf[size] = '\0';
     *text = buf;
-    *n_bytes = (size_t)size;
+    *n_bytes = size;
     buf = NULL;
 out:
     free(buf);
-    (void)fclose(f);
+    (void)close(fd);
     return st;
 }
 
