@@ -275,6 +275,8 @@ lh_status lh_topology_open(lh_topology **out, const char *xml_path)
     lh_topology *t = NULL;
 
     LH_REQUIRE(hwloc_topology_init(&h) == 0, LH_ERR_NOMEM, "hwloc does not start");
+    /* Displays say nothing of use here, and asking a display server may wait for the network. */
+    (void)hwloc_topology_set_components(h, HWLOC_TOPOLOGY_COMPONENTS_FLAG_BLACKLIST, "gl");
     LH_TRY_OUT(load(h, xml_path));
     t = calloc(1, sizeof *t);
     bound = hwloc_bitmap_alloc();
