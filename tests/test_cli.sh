@@ -13,8 +13,8 @@ mpi=("$mpiexec" --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 --mca
 complain()
 {
     echo "FAIL $1"
-    sed 's/^/  err: /' "$work/err" | head -n 20
-    sed 's/^/  out: /' "$work/out" | head -n 5
+    sed -n '1,20s/^/  err: /p' "$work/err"
+    sed -n '1,5s/^/  out: /p' "$work/out"
     failed=$((failed + 1))
 }
 
