@@ -17,7 +17,7 @@
 #include "runtime/longhaul.h"
 
 #define REPEATS 5
-#define STEPS 32
+#define STEPS 256
 
 static void need(lh_engine *e, lh_status st, const char *what)
 {
@@ -96,7 +96,7 @@ static void measure(const char *model, const lh_rank_info *r, int threads, const
     lh_engine *e = open_engine(model, r, threads, 0, n + STEPS);
     lh_session *s = NULL;
     double prefill[REPEATS], decode[STEPS];
-    lh_phase phases[32];
+    lh_phase phases[32], later[32];
     int n_phases = 0;
 
     need(e, lh_session_create(&s, e, n + STEPS), "session");
@@ -112,15 +112,17 @@ static void measure(const char *model, const lh_rank_info *r, int threads, const
         need(e, lh_step(e, &(lh_step_item){s, &tokens[i], 1, 1, logits}, 1), "decode");
         decode[i] = lh_log_seconds() - start;
     }
+    need(e, lh_engine_phases(e, later, 32, &n_phases), "phases");
     if (lh_engine_rank(e) == 0) {
         printf(
             "%8lld tokens, %d ranks x %d threads: prefill %8.1f tokens/s, decode %7.3f ms/token\n",
             (long long)n, lh_engine_size(e), threads, (double)n / median(prefill, REPEATS),
             1e3 * median(decode, STEPS));
         for (int i = 0; i < n_phases; i++)
-            if (phases[i].max_s > 0)
-                printf("    %-18s %8.2f us/token\n", phases[i].name,
-                       1e6 * phases[i].mean_s / (double)(n * REPEATS));
+            if (later[i].max_s > 0)
+                printf("    %-18s %8.2f us/token in prefill, %8.2f us/token in decode\n",
+                       phases[i].name, 1e6 * phases[i].mean_s / (double)(n * REPEATS),
+                       1e6 * (later[i].mean_s - phases[i].mean_s) / STEPS);
     }
     lh_session_destroy(s);
     lh_engine_close(e);
