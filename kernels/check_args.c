@@ -348,6 +348,17 @@ lh_status lh_check_mla_decode(const lh_mla_decode_args *a)
     return check_work(op, a->work);
 }
 
+lh_status lh_check_mla_ranges(const lh_mla_decode_args *a)
+{
+    const char *op = "mla_ranges";
+
+    RANGE(n_seq, 1, 1);
+    POINTER(partial);
+    RANGE(first_range, 0, lh_mla_ranges(a->n_keys[0]));
+    RANGE(n_ranges, 0, lh_mla_ranges(a->n_keys[0]) - a->first_range);
+    return LH_OK;
+}
+
 lh_status lh_check_router(const lh_router_args *a)
 {
     const char *op = "router";

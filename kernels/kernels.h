@@ -237,8 +237,13 @@ typedef struct lh_mla_prefill_args {
 /*
  * Attention of MLA for one new token of each of n_seq sequences, absorbed: q~ = W_uk^T q_nope is
  * compared with the latent rows themselves, their weighted sum goes through W_uv. Heads may be a
- * slice of the model's (q, w_kvb and o then point to the slice). Keys are summed in ranges of
- * LH_KEY_TILE at fixed positions, merged in rising order.
+ * slice of the model's (q, w_kvb and o then point to the slice). Keys are summed in ranges whose
+ * places depend on n_keys alone, and the ranges are merged in rising order.
+ *
+ * Ranks that share the keys of one sequence (n_seq 1) make of it two steps with an exchange between
+ * them, for the same bits: mla_attend fills rows first_range .. first_range + n_ranges - 1 of
+ * `partial`, mla_merge reads lh_mla_ranges(n_keys) rows of it and writes o. NULL in a backend that
+ * cannot: its ranks share heads.
  */
 typedef struct lh_mla_decode_args {
     void *o;                   /* out [n_seq, n_heads, d_v] act */
@@ -250,8 +255,41 @@ typedef struct lh_mla_decode_args {
     const lh_bf16 *w_kvb; /* in [n_heads, d_nope + d_v, d_latent] */
     int64_t n_seq;
     int n_heads, d_nope, d_rope, d_v, d_latent;
-    void *work; /* lh_kernels.mla_decode_work_bytes(...) bytes for max_keys, 256-byte aligned */
+    void *work;     /* lh_kernels.mla_decode_work_bytes(...) bytes for max_keys, 256-byte aligned */
+    float *partial; /* mla_attend and mla_merge alone: [ranges, lh_mla_partial_size(..)]: weighted
+                       sums [n_heads, d_latent], then (maximum, sum) [n_heads] of the softmax */
+    int first_range, n_ranges;
 } lh_mla_decode_args;
+
+#define LH_MLA_RANGES 64      /* of one sequence, at most */
+#define LH_MLA_RANGE_KEYS 256 /* of a range but the last, at least */
+
+/* Keys of every range but the last, for a sequence of n_keys. */
+static inline int64_t lh_mla_range_keys(int64_t n_keys)
+{
+    int64_t step = (int64_t)LH_MLA_RANGES * 64, least = LH_MLA_RANGE_KEYS;
+    int64_t keys = (n_keys / step + (n_keys % step != 0)) * 64;
+    return keys < least ? least : keys;
+}
+
+static inline int64_t lh_mla_ranges(int64_t n_keys)
+{
+    int64_t keys = lh_mla_range_keys(n_keys);
+    return n_keys / keys + (n_keys % keys != 0);
+}
+
+/* The most ranges of sequences of up to n_keys: longer ones may have fewer. */
+static inline int64_t lh_mla_most_ranges(int64_t n_keys)
+{
+    int64_t n = n_keys / LH_MLA_RANGE_KEYS + 1;
+    return n < LH_MLA_RANGES ? n : LH_MLA_RANGES;
+}
+
+/* Floats of a range's partial sums. */
+static inline int64_t lh_mla_partial_size(int n_heads, int d_latent)
+{
+    return (int64_t)n_heads * (d_latent + 2);
+}
 
 /*
  * The router: s = sigmoid(x W^T) in f32; the top_k experts by s + bias (ties: the lower id), in
@@ -347,6 +385,8 @@ typedef struct lh_kernels {
     lh_status (*latent)(lh_stream *s, const lh_latent_args *a);
     lh_status (*mla_prefill)(lh_stream *s, const lh_mla_prefill_args *a);
     lh_status (*mla_decode)(lh_stream *s, const lh_mla_decode_args *a);
+    lh_status (*mla_attend)(lh_stream *s, const lh_mla_decode_args *a); /* or NULL */
+    lh_status (*mla_merge)(lh_stream *s, const lh_mla_decode_args *a);  /* or NULL */
     lh_status (*router)(lh_stream *s, const lh_router_args *a);
     lh_status (*ffn)(lh_stream *s, const lh_ffn_args *a);
     lh_status (*moe_step)(lh_stream *s, const lh_moe_step_args *a);

@@ -32,6 +32,7 @@ typedef struct lh_geometry {
     int64_t segment, block, context; /* tokens; block a multiple of segment; context of a session */
     int max_sessions;
     int by_runs;         /* KDA carries its state by whole runs instead of segments */
+    int shares_keys;     /* in decoding the ranks cut the keys, and have all heads of MLA each */
     int64_t latent_rows; /* rows of a latent cache: context rounded up to LH_KEY_TILE */
     int64_t max_rows;    /* rows of a block on one rank */
     int max_segments;    /* segments of a block on one rank */
@@ -122,6 +123,7 @@ typedef struct lh_workspace {
         void *b, *low;
         void *y;                        /* [D] act, all heads */
         void *mla_q, *mla_o, *mla_work; /* own heads; mla_o all heads */
+        float *mla_partial;             /* [ranges, lh_mla_partial_size()] where keys are shared */
         void *mla_raw;                  /* [d_latent + d_rope] act */
         float *scores, *weight;
         int32_t *expert;

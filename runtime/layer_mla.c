@@ -4,7 +4,8 @@
  *
  * Prefill: each rank computes the latent rows of its own tokens straight into the cache, the ranks
  * exchange them, and each attends for its own queries. Decode: the new row is computed by every
- * rank alike, heads are split.
+ * rank alike; the keys are shared out for all heads, or, where the backend cannot do that, the
+ * heads for all keys.
  */
 #include "base/mem.h"
 #include "runtime/engine_internal.h"
@@ -97,29 +98,54 @@ lh_status lh_mla_prefill(lh_engine *e, int l, int at)
                           d->d_model, 1);
 }
 
-static lh_status attend_step(lh_engine *e, lh_session *s, const lh_layer_weights *lw, int at)
+/* The ranks' ranges of keys, each for all heads; then every rank merges them alike. */
+static lh_status attend_shared(lh_engine *e, lh_mla_decode_args *a, int l)
+{
+    int64_t n = lh_mla_ranges(*a->n_keys);
+    lh_range own = lh_split(n, e->comm->rank, e->comm->size);
+
+    a->first_range = (int)own.begin;
+    a->n_ranges = (int)lh_range_size(own);
+    LH_TRY(e->k->mla_attend(e->s, a));
+    lh_enter(e, LH_PHASE_LATENT_EXCHANGE, l);
+    LH_TRY(lh_gather_parts(e, a->partial, n,
+                           (size_t)lh_mla_partial_size(a->n_heads, a->d_latent) * sizeof(float)));
+    a->first_range = 0;
+    a->n_ranges = (int)n;
+    lh_enter(e, LH_PHASE_ATTENTION, l);
+    return e->k->mla_merge(e->s, a);
+}
+
+/* The new token's attention, for all heads on every rank. */
+static lh_status attend_step(lh_engine *e, lh_session *s, int l, int at)
 {
     const lh_dims *d = &e->d;
     lh_workspace *w = &e->ws;
-    int64_t first = e->g.mla_heads.begin;
+    lh_range heads = e->g.mla_heads;
+    const void *const *latent = (const void *const *)w->latent_at + s->slot * d->n_mla_layers + at;
+    lh_mla_decode_args a = {.o = lh_act(e, w->step.mla_o, heads.begin * d->d_v),
+                            .q = w->step.mla_q,
+                            .latent = latent,
+                            .n_keys = &w->input->n_keys,
+                            .max_keys = s->context,
+                            .w_kvb = e->w->layers[l].kv_b +
+                                     heads.begin * (d->d_nope + d->d_v) * d->d_latent,
+                            .n_seq = 1,
+                            .n_heads = (int)lh_range_size(heads),
+                            .d_nope = d->d_nope,
+                            .d_rope = d->d_rope,
+                            .d_v = d->d_v,
+                            .d_latent = d->d_latent,
+                            .work = w->step.mla_work,
+                            .partial = w->step.mla_partial};
 
-    if (lh_range_size(e->g.mla_heads) == 0)
-        return LH_OK;
-    return e->k->mla_decode(
-        e->s, &(lh_mla_decode_args){.o = lh_act(e, w->step.mla_o, first * d->d_v),
-                                    .q = w->step.mla_q,
-                                    .latent = (const void *const *)w->latent_at +
-                                              s->slot * d->n_mla_layers + at,
-                                    .n_keys = &w->input->n_keys,
-                                    .max_keys = s->context,
-                                    .w_kvb = lw->kv_b + first * (d->d_nope + d->d_v) * d->d_latent,
-                                    .n_seq = 1,
-                                    .n_heads = (int)lh_range_size(e->g.mla_heads),
-                                    .d_nope = d->d_nope,
-                                    .d_rope = d->d_rope,
-                                    .d_v = d->d_v,
-                                    .d_latent = d->d_latent,
-                                    .work = w->step.mla_work});
+    lh_enter(e, LH_PHASE_ATTENTION, l);
+    if (e->g.shares_keys)
+        return attend_shared(e, &a, l);
+    if (a.n_heads > 0)
+        LH_TRY(e->k->mla_decode(e->s, &a));
+    lh_enter(e, LH_PHASE_MLA_PROJECTIONS, l);
+    return lh_gather_parts(e, w->step.mla_o, d->mla_heads, (size_t)d->d_v * e->g.act_bytes);
 }
 
 lh_status lh_mla_decode(lh_engine *e, lh_session *s, int l, int at)
@@ -137,10 +163,8 @@ lh_status lh_mla_decode(lh_engine *e, lh_session *s, int l, int at)
                          0));
     LH_TRY(lh_row_linear(e, w->step.mla_raw, w->h, d->d_model, lw->kv_a, latent_width(e), 0));
     LH_TRY(store_latent(e, cache(e, s, at), &w->input->row, w->step.mla_raw, lw, 1));
-    lh_enter(e, LH_PHASE_ATTENTION, l);
-    LH_TRY(attend_step(e, s, lw, at));
+    LH_TRY(attend_step(e, s, l, at));
     lh_enter(e, LH_PHASE_MLA_PROJECTIONS, l);
-    LH_TRY(lh_gather_parts(e, w->step.mla_o, d->mla_heads, (size_t)d->d_v * e->g.act_bytes));
     LH_TRY(lh_row_linear(e, lh_act(e, w->x, out.begin), w->step.mla_o, o_width,
                          lw->o + out.begin * o_width, lh_range_size(out), 1));
     return lh_gather_parts(e, w->x, d->d_model, e->g.act_bytes);

@@ -49,7 +49,9 @@ lh_status lh_geometry_make(lh_geometry *out, const lh_dims *d, const lh_kernels 
         g.round_segments = g.max_segments;
     g.round_rows = g.round_segments * g.segment;
     g.kda_heads = lh_split(d->kda_heads, g.rank, size);
-    g.mla_heads = lh_split(d->mla_heads, g.rank, size);
+    g.shares_keys = size > 1 && k->mla_attend;
+    g.mla_heads =
+        g.shares_keys ? (lh_range){0, d->mla_heads} : lh_split(d->mla_heads, g.rank, size);
     g.experts = lh_split(d->n_experts, g.rank, size);
     g.d_model = lh_split(d->d_model, g.rank, size);
     g.vocab = lh_split(d->n_vocab, g.rank, size);
@@ -165,6 +167,8 @@ static void layout_step(lh_workspace *w, lh_carve *c, const lh_geometry *g)
     w->step.mla_o = take(c, d->mla_heads, d->d_v, act);
     w->step.mla_work = take_work(
         c, g->k->mla_decode_work_bytes(1, g->context, (int)own_mla, d->d_latent, d->d_rope));
+    w->step.mla_partial = take(c, g->shares_keys ? lh_mla_most_ranges(g->context) : 0,
+                               lh_mla_partial_size(d->mla_heads, d->d_latent), sizeof(float));
     w->step.scores = take(c, 1, d->n_experts, sizeof(float));
     w->step.weight = take(c, 1, d->top_k, sizeof(float));
     w->step.expert = take(c, 1, d->top_k, sizeof(int32_t));

@@ -173,6 +173,8 @@ static void test_kda(void)
     }
 }
 
+typedef lh_mla_decode_args lh_mla_ranges_args;
+
 static void test_mla(void)
 {
     {
@@ -197,6 +199,15 @@ static void test_mla(void)
         BAD(mla_decode, n_keys, NULL);
         BAD(mla_decode, max_keys, 0);
         BAD(mla_decode, d_rope, -1);
+    }
+    {
+        int64_t keys[] = {700}; /* three ranges */
+        GOOD(mla_ranges, .n_seq = 1, .n_keys = keys, .partial = p, .first_range = 1, .n_ranges = 2);
+        BAD(mla_ranges, n_seq, 2);
+        BAD(mla_ranges, partial, NULL);
+        BAD(mla_ranges, first_range, -1);
+        BAD(mla_ranges, first_range, 2);
+        BAD(mla_ranges, n_ranges, 3);
     }
 }
 

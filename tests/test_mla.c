@@ -520,6 +520,74 @@ static void test_decode_many(void)
     drop(&p);
 }
 
+/* One sequence whose keys are shared out: `parts` callers fill their ranges, in falling order, and
+ * any of them merges. */
+static void decode_shared(float *o, const problem *p, int n_threads, int64_t n_keys, int parts)
+{
+    const dims *d = &p->d;
+    int n_ranges = (int)lh_mla_ranges(n_keys);
+    size_t bytes = kernels->mla_decode_work_bytes(1, n_keys, d->n_heads, d->d_latent, d->d_rope);
+    size_t size = (size_t)lh_mla_partial_size(d->n_heads, d->d_latent) * sizeof(float);
+    const void *rows = p->latent;
+
+    open_stream(n_threads);
+    lh_mla_decode_args a = {.o = o,
+                            .q = p->q + (n_keys - 1) * q_row(d),
+                            .latent = &rows,
+                            .n_keys = &n_keys,
+                            .max_keys = n_keys,
+                            .w_kvb = p->w,
+                            .n_seq = 1,
+                            .n_heads = d->n_heads,
+                            .d_nope = d->d_nope,
+                            .d_rope = d->d_rope,
+                            .d_v = d->d_v,
+                            .d_latent = d->d_latent,
+                            .work = fenced(bytes),
+                            .partial = fenced((size_t)n_ranges * size)};
+    for (int i = parts - 1; i >= 0; i--) {
+        a.first_range = n_ranges * i / parts;
+        a.n_ranges = n_ranges * (i + 1) / parts - a.first_range;
+        CHECK_OK(kernels->mla_attend(stream, &a));
+    }
+    a.first_range = 0;
+    a.n_ranges = n_ranges;
+    CHECK_OK(kernels->mla_merge(stream, &a));
+    check_fence(a.work, bytes);
+    check_fence(a.partial, (size_t)n_ranges * size);
+    data_free();
+}
+
+static void test_decode_shared(void)
+{
+    problem p = make(odd[4], 1200, 1);
+    int64_t row = o_row(&p.d);
+    float *whole = block(row, sizeof *whole), *o = block(row, sizeof *o);
+
+    for (int i = 0; i < N_DECODE; i++) {
+        decode(whole, &p, 2, 1, &decode_keys[i], 0, p.d.n_heads);
+        for (int parts = 1; parts <= 7; parts += 2) { /* of at most 5 ranges: some are empty */
+            decode_shared(o, &p, 1 + parts % 3, decode_keys[i], parts);
+            CHECK_SAME_BITS(o, whole, (size_t)row * sizeof *o);
+        }
+    }
+    free(o);
+    free(whole);
+    drop(&p);
+}
+
+/* Ranges cover the keys, are whole blocks, and never more than the most. */
+static void test_ranges(void)
+{
+    for (int64_t n = 1; n <= 70000; n += n < 700 ? 1 : 61) {
+        int64_t keys = lh_mla_range_keys(n), ranges = lh_mla_ranges(n);
+        CHECK(keys >= LH_MLA_RANGE_KEYS && keys % 64 == 0);
+        CHECK((ranges - 1) * keys < n && n <= ranges * keys);
+        CHECK(ranges <= lh_mla_most_ranges(n) && ranges <= lh_mla_most_ranges(n + 12345));
+    }
+    CHECK_EQ(lh_mla_ranges(INT32_MAX), LH_MLA_RANGES);
+}
+
 static void test_work_bytes(void)
 {
     const lh_kernels *k = kernels;
@@ -548,6 +616,9 @@ int main(int argc, char **argv)
     RUN(test_prefill_pieces);
     RUN(test_decode_bits);
     RUN(test_decode_many);
+    RUN(test_ranges);
+    if (kernels->mla_attend)
+        RUN(test_decode_shared);
     if (kernels->act_bytes == 2)
         RUN(test_long_context);
     RUN(test_work_bytes);

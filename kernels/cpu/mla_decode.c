@@ -18,28 +18,24 @@
 #define BLOCK 64 /* keys of a step: their rows stay in the second cache while the heads pass */
 #define MAX_HEADS (LH_CPU_SCRATCH / (BLOCK + 1)) /* their scores and factors fit the scratch */
 
-_Static_assert(LH_KEY_TILE % BLOCK == 0 && BLOCK % LH_SOFTMAX_LANES == 0, "whole blocks and lanes");
+_Static_assert(LH_MLA_RANGE_KEYS % BLOCK == 0 && BLOCK % LH_SOFTMAX_LANES == 0,
+               "whole blocks and lanes");
 
 typedef float vec __attribute__((vector_size(LANES * sizeof(float))));
 
 typedef struct workspace {
-    float *q;          /* [n_seq, n_heads, d_latent + d_rope]: scaled, in latent space */
-    float *sum;        /* [ranges of all sequences, n_heads, d_latent]: weighted, of the range */
-    lh_softmax *state; /* [ranges of all sequences, n_heads] */
-    int64_t *first;    /* [n_seq + 1]: ranges of the sequences before */
+    float *q;       /* [n_seq, n_heads, d_latent + d_rope]: scaled, in latent space */
+    float *partial; /* [ranges of all sequences, lh_mla_partial_size()] */
+    int64_t *first; /* [n_seq + 1]: ranges of the sequences before */
 } workspace;
 
 typedef struct pass {
     const lh_mla_decode_args *a;
     workspace w;
+    int64_t first_range; /* of those that are summed here */
     int heads_per_item;
     int items_per_range;
 } pass;
-
-static int64_t ranges_of(int64_t n_keys)
-{
-    return (n_keys + LH_KEY_TILE - 1) / LH_KEY_TILE;
-}
 
 static size_t layout(workspace *w, void *base, int64_t n_seq, int64_t n_keys, int n_heads,
                      int d_latent, int d_rope)
@@ -47,13 +43,24 @@ static size_t layout(workspace *w, void *base, int64_t n_seq, int64_t n_keys, in
     lh_carve c = {.base = base};
     size_t heads = (size_t)n_heads, ranges;
 
-    lh_mul_size(&ranges, (size_t)n_seq, (size_t)ranges_of(n_keys));
+    lh_mul_size(&ranges, (size_t)n_seq, (size_t)lh_mla_most_ranges(n_keys));
     w->q =
         lh_carve_take(&c, (size_t)n_seq, heads * (size_t)(d_latent + d_rope) * sizeof(float), 64);
-    w->sum = lh_carve_take(&c, ranges, heads * (size_t)d_latent * sizeof(float), 64);
-    w->state = lh_carve_take(&c, ranges, heads * sizeof(lh_softmax), 64);
+    w->partial = lh_carve_take(&c, ranges,
+                               (size_t)lh_mla_partial_size(n_heads, d_latent) * sizeof(float), 64);
     w->first = lh_carve_take(&c, (size_t)n_seq + 1, sizeof(int64_t), 64);
     return c.used;
+}
+
+static float *sums_of(const pass *p, int64_t range, int64_t head)
+{
+    const lh_mla_decode_args *a = p->a;
+    return p->w.partial + range * lh_mla_partial_size(a->n_heads, a->d_latent) + head * a->d_latent;
+}
+
+static lh_softmax *state_of(const pass *p, int64_t range, int64_t head)
+{
+    return (lh_softmax *)sums_of(p, range, p->a->n_heads) + head;
 }
 
 size_t lh_cpu_mla_decode_work_bytes(int64_t n_seq, int64_t n_keys, int n_heads, int d_latent,
@@ -190,21 +197,21 @@ static void attend(void *ctx, int64_t item, float *scratch)
     const pass *p = ctx;
     const lh_mla_decode_args *a = p->a;
     int64_t d_latent = a->d_latent, width = d_latent + a->d_rope;
-    int64_t range = item / p->items_per_range;
+    int64_t range = p->first_range + item / p->items_per_range;
     int64_t head = item % p->items_per_range * p->heads_per_item;
-    int64_t seq = find_seq(p->w.first, a->n_seq, range);
-    int64_t key = (range - p->w.first[seq]) * LH_KEY_TILE;
-    int64_t n_keys = lh_min64(LH_KEY_TILE, a->n_keys[seq] - key);
+    int64_t seq = find_seq(p->w.first, a->n_seq, range), keys = lh_mla_range_keys(a->n_keys[seq]);
+    int64_t key = (range - p->w.first[seq]) * keys;
+    int64_t n_keys = lh_min64(keys, a->n_keys[seq] - key);
     const float *x = (const float *)a->latent[seq] + key * width;
     int n_heads = (int)lh_min64(p->heads_per_item, a->n_heads - head);
     part t = {.n_heads = n_heads,
               .d_latent = d_latent,
               .width = width,
               .q = p->w.q + (seq * a->n_heads + head) * width,
-              .sum = p->w.sum + (range * a->n_heads + head) * d_latent,
+              .sum = sums_of(p, range, head),
               .scores = scratch,
               .factor = scratch + n_heads * BLOCK,
-              .state = p->w.state + range * a->n_heads + head};
+              .state = state_of(p, range, head)};
 
     for (int h = 0; h < n_heads; h++)
         t.state[h] = lh_softmax_empty;
@@ -225,11 +232,11 @@ static void finish(void *ctx, int64_t item, float *latent)
     float max = -INFINITY, total = 0;
 
     for (int64_t r = begin; r < end; r++)
-        max = fmaxf(max, p->w.state[r * a->n_heads + head].max);
+        max = fmaxf(max, state_of(p, r, head)->max);
     memset(latent, 0, (size_t)d_latent * sizeof(float));
     for (int64_t r = begin; r < end; r++) {
-        const lh_softmax *state = &p->w.state[r * a->n_heads + head];
-        const float *sum = p->w.sum + (r * a->n_heads + head) * d_latent;
+        const lh_softmax *state = state_of(p, r, head);
+        const float *sum = sums_of(p, r, head);
         float factor = lh_exp(state->max - max);
         total += state->sum * factor;
         for (int64_t j = 0; j < d_latent; j++)
@@ -239,33 +246,74 @@ static void finish(void *ctx, int64_t item, float *latent)
         o[i] = lh_cpu_dot_bf16(latent, w + i * d_latent, d_latent) / total;
 }
 
-lh_status lh_cpu_mla_decode(lh_stream *s, const lh_mla_decode_args *a)
+static lh_status check(const lh_mla_decode_args *a)
 {
-    pass p = {.a = a};
-
     LH_TRY(lh_check_mla_decode(a));
     LH_REQUIRE(a->d_latent <= LH_CPU_SCRATCH, LH_ERR_UNSUPPORTED,
                "mla_decode: d_latent is %d, the cpu takes up to %d", a->d_latent, LH_CPU_SCRATCH);
     LH_REQUIRE(a->n_heads <= MAX_HEADS, LH_ERR_UNSUPPORTED,
                "mla_decode: %d heads, the cpu takes up to %d", a->n_heads, MAX_HEADS);
-    if (a->n_seq == 0)
-        return LH_OK;
     for (int64_t i = 0; i < a->n_seq; i++)
         LH_REQUIRE(a->n_keys[i] >= 1 && a->n_keys[i] <= a->max_keys, LH_ERR_INVALID,
                    "mla_decode: n_keys[%lld] is %lld, expected 1 to %lld", (long long)i,
                    (long long)a->n_keys[i], (long long)a->max_keys);
+    return LH_OK;
+}
+
+static pass prepare(const lh_mla_decode_args *a)
+{
+    pass p = {.a = a};
+
     layout(&p.w, a->work, a->n_seq, a->max_keys, a->n_heads, a->d_latent, a->d_rope);
     p.w.first[0] = 0;
     for (int64_t i = 0; i < a->n_seq; i++)
-        p.w.first[i + 1] = p.w.first[i] + ranges_of(a->n_keys[i]);
+        p.w.first[i + 1] = p.w.first[i] + lh_mla_ranges(a->n_keys[i]);
+    return p;
+}
 
+static void attend_ranges(lh_stream *s, pass *p, int64_t begin, int64_t end)
+{
+    const lh_mla_decode_args *a = p->a;
+
+    if (begin == end)
+        return;
     /* heads share a reading of the cache, unless there are too few ranges for the threads */
     int64_t wanted = lh_cpu_threads(s) > 1 ? 2 * lh_cpu_threads(s) : 1;
-    int64_t items = lh_min64(a->n_heads, (wanted + p.w.first[a->n_seq] - 1) / p.w.first[a->n_seq]);
-    p.heads_per_item = (int)((a->n_heads + items - 1) / items);
-    p.items_per_range = (a->n_heads + p.heads_per_item - 1) / p.heads_per_item;
-    lh_cpu_parallel(s, a->n_seq * a->n_heads, absorb, &p);
-    lh_cpu_parallel(s, p.w.first[a->n_seq] * p.items_per_range, attend, &p);
+    int64_t items = lh_min64(a->n_heads, (wanted + end - begin - 1) / (end - begin));
+    p->first_range = begin;
+    p->heads_per_item = (int)((a->n_heads + items - 1) / items);
+    p->items_per_range = (a->n_heads + p->heads_per_item - 1) / p->heads_per_item;
+    lh_cpu_parallel(s, a->n_seq * a->n_heads, absorb, p);
+    lh_cpu_parallel(s, (end - begin) * p->items_per_range, attend, p);
+}
+
+lh_status lh_cpu_mla_decode(lh_stream *s, const lh_mla_decode_args *a)
+{
+    LH_TRY(check(a));
+    if (a->n_seq == 0)
+        return LH_OK;
+    pass p = prepare(a);
+    attend_ranges(s, &p, 0, p.w.first[a->n_seq]);
     lh_cpu_parallel(s, a->n_seq * a->n_heads, finish, &p);
+    return LH_OK;
+}
+
+lh_status lh_cpu_mla_attend(lh_stream *s, const lh_mla_decode_args *a)
+{
+    LH_TRY(check(a));
+    LH_TRY(lh_check_mla_ranges(a));
+    pass p = prepare(a);
+    p.w.partial = a->partial;
+    attend_ranges(s, &p, a->first_range, a->first_range + a->n_ranges);
+    return LH_OK;
+}
+
+lh_status lh_cpu_mla_merge(lh_stream *s, const lh_mla_decode_args *a)
+{
+    LH_TRY(check(a));
+    LH_TRY(lh_check_mla_ranges(a));
+    pass p = prepare(a);
+    p.w.partial = a->partial;
+    lh_cpu_parallel(s, a->n_heads, finish, &p);
     return LH_OK;
 }
