@@ -93,7 +93,7 @@ typedef struct lh_workspace {
         float *map, *add; /* [segments, heads, dim, dim] */
         float *state;     /* [segments, heads, dim, dim]: before each segment */
         float *carry[2];  /* [heads, dim, dim] */
-        void *work[2];    /* by segments the first is all; by runs one of each own run */
+        void *work;
     } kda;
     struct {
         void *q;   /* [n, heads, d_nope + d_rope] act */

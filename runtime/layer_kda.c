@@ -129,45 +129,39 @@ static int64_t state_floats(const lh_engine *e)
     return (int64_t)e->d.kda_heads * e->d.kda_dim * e->d.kda_dim;
 }
 
-/* Rows [begin, end) of the block as these tiles; maps and addends from number `first` on, or none.
- */
-static lh_status prepare(lh_engine *e, int64_t begin, int64_t end, lh_tiles tiles, int first,
-                         int maps, char *work)
+/* The rows of the block as these tiles, with maps and addends of each or without. */
+static lh_status prepare(lh_engine *e, lh_tiles tiles, int maps)
 {
     lh_workspace *w = &e->ws;
-    int64_t heads = e->d.kda_heads, width = heads * e->d.kda_dim, square = state_floats(e);
 
-    return e->k->kda_prepare(
-        e->s, &(lh_kda_prepare_args){.q = lh_act(e, w->kda.q, begin * width),
-                                     .k = lh_act(e, w->kda.k, begin * width),
-                                     .v = lh_act(e, w->kda.v, begin * width),
-                                     .g = w->kda.g + begin * width,
-                                     .beta = w->kda.beta + begin * heads,
-                                     .map = maps ? w->kda.map + first * square : NULL,
-                                     .add = maps ? w->kda.add + first * square : NULL,
-                                     .work = work,
-                                     .n_rows = end - begin,
-                                     .n_heads = e->d.kda_heads,
-                                     .d_k = e->d.kda_dim,
-                                     .d_v = e->d.kda_dim,
-                                     .tiles = tiles});
+    return e->k->kda_prepare(e->s, &(lh_kda_prepare_args){.q = w->kda.q,
+                                                          .k = w->kda.k,
+                                                          .v = w->kda.v,
+                                                          .g = w->kda.g,
+                                                          .beta = w->kda.beta,
+                                                          .map = maps ? w->kda.map : NULL,
+                                                          .add = maps ? w->kda.add : NULL,
+                                                          .work = w->kda.work,
+                                                          .n_rows = e->block.n_rows,
+                                                          .n_heads = e->d.kda_heads,
+                                                          .d_k = e->d.kda_dim,
+                                                          .d_v = e->d.kda_dim,
+                                                          .tiles = tiles});
 }
 
-static lh_status finish(lh_engine *e, int64_t begin, int64_t end, lh_tiles tiles,
-                        const float *state_in, float *state_out, char *work)
+static lh_status finish(lh_engine *e, lh_tiles tiles, const float *state_in, float *state_out)
 {
     lh_workspace *w = &e->ws;
-    int64_t width = (int64_t)e->d.kda_heads * e->d.kda_dim;
 
-    return e->k->kda_finish(e->s, &(lh_kda_finish_args){.o = lh_act(e, w->kda.o, begin * width),
+    return e->k->kda_finish(e->s, &(lh_kda_finish_args){.o = w->kda.o,
                                                         .state_in = state_in,
                                                         .state_out = state_out,
-                                                        .q = lh_act(e, w->kda.q, begin * width),
-                                                        .k = lh_act(e, w->kda.k, begin * width),
-                                                        .v = lh_act(e, w->kda.v, begin * width),
-                                                        .g = w->kda.g + begin * width,
-                                                        .work = work,
-                                                        .n_rows = end - begin,
+                                                        .q = w->kda.q,
+                                                        .k = w->kda.k,
+                                                        .v = w->kda.v,
+                                                        .g = w->kda.g,
+                                                        .work = w->kda.work,
+                                                        .n_rows = e->block.n_rows,
                                                         .n_heads = e->d.kda_heads,
                                                         .d_k = e->d.kda_dim,
                                                         .d_v = e->d.kda_dim,
@@ -237,52 +231,38 @@ static lh_status recur_by_segments(lh_engine *e, int l, int at)
 {
     const lh_block *b = &e->block;
 
-    LH_TRY(prepare(e, 0, b->n_rows, b->tiles, 0, 1, e->ws.kda.work[0]));
+    LH_TRY(prepare(e, b->tiles, 1));
     lh_enter(e, LH_PHASE_STATE_PASSING, l);
     LH_TRY(pass_state(e, at, fold_run));
     lh_enter(e, LH_PHASE_KDA, l);
-    return finish(e, 0, b->n_rows, b->tiles, e->ws.kda.state, NULL, e->ws.kda.work[0]);
+    return finish(e, b->tiles, e->ws.kda.state, NULL);
 }
 
 /*
- * By runs: one chain over a whole run. The block's first run starts from a known state and needs no
- * map; the others make theirs while they wait for it.
+ * By runs: one chain over a whole run. A block's only run starts from a known state and needs no
+ * map. Of several runs all make theirs, at once on all ranks and for both runs of a rank in one
+ * call, which fills a GPU better than the first run's chain by itself would.
  */
-static int is_first(const lh_engine *e, int own)
-{
-    return e->block.own[own] == 0;
-}
-
-static lh_status finish_run(lh_engine *e, int own, const float *state_in, float *state_out)
-{
-    const int64_t *start = e->block.run_start;
-    const int64_t tile[2] = {0, start[own + 1] - start[own]};
-    return finish(e, start[own], start[own + 1], (lh_tiles){1, tile}, state_in, state_out,
-                  e->ws.kda.work[own]);
-}
-
 static lh_status chain_run(lh_engine *e, int own)
 {
-    float *carry = e->ws.kda.carry[0];
-    return is_first(e, own) ? finish_run(e, own, carry, carry) : fold(e, own);
+    lh_workspace *w = &e->ws;
+
+    (void)own;
+    return finish(e, (lh_tiles){1, e->block.run_start}, w->kda.carry[0], w->kda.carry[0]);
 }
 
 static lh_status recur_by_runs(lh_engine *e, int l, int at)
 {
     const lh_block *b = &e->block;
+    lh_workspace *w = &e->ws;
+    lh_tiles runs = {b->n_own, b->run_start};
+    int maps = b->n_runs > 1;
 
-    for (int i = 0; i < b->n_own; i++) {
-        const int64_t tile[2] = {0, b->run_start[i + 1] - b->run_start[i]};
-        LH_TRY(prepare(e, b->run_start[i], b->run_start[i + 1], (lh_tiles){1, tile}, i,
-                       !is_first(e, i), e->ws.kda.work[i]));
-    }
+    LH_TRY(prepare(e, runs, maps));
     lh_enter(e, LH_PHASE_STATE_PASSING, l);
-    LH_TRY(pass_state(e, at, chain_run));
+    LH_TRY(pass_state(e, at, maps ? fold : chain_run));
     lh_enter(e, LH_PHASE_KDA, l);
-    for (int i = 0; i < b->n_own; i++)
-        if (!is_first(e, i))
-            LH_TRY(finish_run(e, i, e->ws.kda.state + i * state_floats(e), NULL));
-    return LH_OK;
+    return maps ? finish(e, runs, w->kda.state, NULL) : LH_OK;
 }
 
 static lh_status gates(lh_engine *e, const lh_layer_weights *lw)

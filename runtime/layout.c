@@ -74,12 +74,6 @@ static void *take_work(lh_carve *c, size_t bytes)
     return lh_carve_take(c, bytes, 1, ALIGN);
 }
 
-static void *take_kda_work(lh_carve *c, const lh_geometry *g, int64_t rows, int tiles)
-{
-    const lh_dims *d = g->d;
-    return take_work(c, g->k->kda_work_bytes(rows, tiles, d->kda_heads, d->kda_dim, d->kda_dim));
-}
-
 static void layout_kda(lh_workspace *w, lh_carve *c, const lh_geometry *g)
 {
     const lh_dims *d = g->d;
@@ -108,13 +102,8 @@ static void layout_kda(lh_workspace *w, lh_carve *c, const lh_geometry *g)
     w->kda.state = take(c, n_maps, square, sizeof(float));
     w->kda.carry[0] = take(c, 1, square, sizeof(float));
     w->kda.carry[1] = take(c, 1, square, sizeof(float));
-    if (!g->by_runs) {
-        w->kda.work[0] = take_kda_work(c, g, n, g->max_segments);
-        return;
-    }
-    int64_t front = g->size > 1 ? (g->max_segments + 1) / 2 : g->max_segments;
-    w->kda.work[0] = take_kda_work(c, g, front * g->segment, 1);
-    w->kda.work[1] = take_kda_work(c, g, n - front * g->segment, 1);
+    w->kda.work =
+        take_work(c, g->k->kda_work_bytes(n, n_maps, d->kda_heads, d->kda_dim, d->kda_dim));
 }
 
 static void layout_mla(lh_workspace *w, lh_carve *c, const lh_geometry *g)
