@@ -1,8 +1,5 @@
-#include "kernels/kernels.h"
-
-#ifdef LH_WITH_CUDA
 #include "kernels/cuda/ops.h"
-#endif
+#include "kernels/kernels.h"
 
 const lh_kernels *lh_kernels_cuda(void)
 {
@@ -13,21 +10,19 @@ const lh_kernels *lh_kernels_cuda(void)
 #endif
 }
 
-#ifndef LH_WITH_CUDA
-static const lh_device_ops planned_device = {.name = "cuda"};
-#endif
-
 const lh_kernels *lh_kernels_cuda_sizes(void)
 {
 #ifdef LH_WITH_CUDA
     return &lh_cuda_table;
 #else
-    static lh_kernels planned;
-
-    planned = lh_kernels_cpu;
-    planned.name = "cuda";
-    planned.act_bytes = sizeof(lh_bf16);
-    planned.device = &planned_device;
-    return &planned;
+    static const lh_device_ops device = {.name = "cuda"};
+    static const lh_kernels sizes = {.name = "cuda",
+                                     .act_bytes = sizeof(lh_bf16),
+                                     .device = &device,
+                                     .kda_work_bytes = lh_cuda_kda_work_bytes,
+                                     .mla_prefill_work_bytes = lh_cuda_mla_prefill_work_bytes,
+                                     .mla_decode_work_bytes = lh_cuda_mla_decode_work_bytes,
+                                     .stream_bytes = lh_cuda_stream_bytes};
+    return &sizes;
 #endif
 }

@@ -412,8 +412,7 @@ const lh_kernels *lh_kernels_cuda(void);
 
 /*
  * The CUDA backend's types and sizes, for plans: only act_bytes, device->reads_host and the
- * functions that tell bytes may be used. In a build without CUDA the work areas are those of the
- * CPU backend.
+ * functions that tell bytes may be used. The same in a build without CUDA.
  */
 const lh_kernels *lh_kernels_cuda_sizes(void);
 

@@ -14,13 +14,10 @@
 
 #include "kernels/check_args.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/work.h"
 #include "kernels/kernels.h"
 
 typedef __nv_bfloat16 bf16;
-
-#define LH_CUDA_BLAS_BYTES ((size_t)32 << 20) /* workspace of cuBLAS, in device memory */
-#define LH_CUDA_STAGE_BYTES                                                                        \
-    ((size_t)16 << 20) /* ring of staged host arrays, pinned and on the device */
 
 #define LH_CUDA_LEAST_ARCH 80 /* bf16 on the tensor cores, cp.async */
 

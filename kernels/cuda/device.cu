@@ -107,12 +107,6 @@ lh_status lh_cuda_stage(lh_stream *s, const void **out, const void *host, size_t
                           "copy of a host array");
 }
 
-size_t lh_cuda_stream_bytes(int n_threads)
-{
-    (void)n_threads;
-    return LH_CUDA_BLAS_BYTES + LH_CUDA_STAGE_BYTES;
-}
-
 /* 0 with no driver or no device. */
 static int device_count(const char **why)
 {

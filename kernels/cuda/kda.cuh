@@ -38,7 +38,9 @@ typedef struct kda_image {
     uint4 u[KDA_GROUPS][4][32];  /* u^T as accumulators: [group of columns][16 tokens] */
 } kda_image;
 
-static_assert(sizeof(kda_image) == 71680, "images start at multiples of 128 bytes");
+static_assert(sizeof(kda_image) == LH_CUDA_KDA_IMAGE_BYTES, "the size that plans count with");
+static_assert(sizeof(kda_image) % 128 == 0, "images start at multiples of 128 bytes");
+static_assert(KDA_GROUPS == LH_CUDA_KDA_GROUPS, "the number that plans count with");
 
 typedef struct kda_work {
     kda_image *image;    /* [slots, n_heads] */
@@ -51,25 +53,13 @@ static __host__ __device__ __forceinline__ int64_t kda_first_slot(const int64_t 
     return start[tile] / LH_CHUNK + tile;
 }
 
-static inline int64_t kda_n_slots(int64_t n_rows, int n_tiles)
+static inline void kda_place_work(kda_work *w, void *base, int64_t n_rows, int n_tiles, int n_heads)
 {
-    return n_rows / LH_CHUNK + n_tiles;
-}
+    lh_cuda_kda_work at = {};
 
-static inline size_t kda_place_work(kda_work *w, void *base, int64_t n_rows, int n_tiles,
-                                    int n_heads)
-{
-    lh_carve c = {.base = base};
-    size_t images = 0, groups = 0;
-
-    if (n_rows == 0)
-        return 0;
-    /* an overflow leaves SIZE_MAX, which the carve refuses */
-    lh_mul_size(&images, (size_t)kda_n_slots(n_rows, n_tiles), (size_t)n_heads);
-    lh_mul_size(&groups, (size_t)n_tiles, (size_t)n_heads);
-    w->image = (kda_image *)lh_carve_take(&c, images, sizeof(kda_image), 256);
-    w->v_largest = (unsigned *)lh_carve_take(&c, groups, KDA_GROUPS * sizeof(unsigned), 256);
-    return c.used;
+    (void)lh_cuda_kda_layout(&at, base, n_rows, n_tiles, n_heads);
+    w->image = (kda_image *)at.image;
+    w->v_largest = (unsigned *)at.v_largest;
 }
 
 /* The chains from 0 and from I that make map and add, after the images; `start` is on the device.

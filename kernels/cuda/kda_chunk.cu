@@ -606,15 +606,6 @@ static __global__ void __launch_bounds__(THREADS, 2) chunk_kernel(const chunk_ar
     solve(s, image, a.work.v_largest + ((int64_t)tile * a.n_heads + head) * KDA_GROUPS);
 }
 
-size_t lh_cuda_kda_work_bytes(int64_t n_rows, int n_tiles, int n_heads, int d_k, int d_v)
-{
-    kda_work w;
-
-    (void)d_k;
-    (void)d_v;
-    return kda_place_work(&w, NULL, n_rows, n_tiles, n_heads);
-}
-
 /* Reads 1,280 bytes of each row and head, and writes 1,114. */
 lh_status lh_cuda_kda_prepare(lh_stream *s, const lh_kda_prepare_args *a)
 {
@@ -631,7 +622,7 @@ lh_status lh_cuda_kda_prepare(lh_stream *s, const lh_kda_prepare_args *a)
     LH_TRY(kda_check_size("kda_prepare", a->d_k, a->d_v));
     if (a->n_rows == 0)
         return LH_OK;
-    int64_t n_blocks = kda_n_slots(a->n_rows, a->tiles.n) * a->n_heads;
+    int64_t n_blocks = lh_cuda_kda_slots(a->n_rows, a->tiles.n) * a->n_heads;
     LH_REQUIRE(n_blocks <= INT32_MAX, LH_ERR_UNSUPPORTED, "kda_prepare: %lld rows of %d heads",
                (long long)a->n_rows, a->n_heads);
     kda_place_work(&k.work, a->work, a->n_rows, a->tiles.n, a->n_heads);

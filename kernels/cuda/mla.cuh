@@ -15,6 +15,10 @@
 #define MLA_LATENT 512
 #define MLA_WIDTH (MLA_LATENT + MLA_ROPE)
 
+static_assert(MLA_KV == LH_CUDA_MLA_KV && MLA_LATENT == LH_CUDA_MLA_LATENT &&
+                  MLA_WIDTH == LH_CUDA_MLA_WIDTH,
+              "the sizes that plans count with");
+
 /* exp(score * 192^-1/2) = exp2(score * this) */
 #define MLA_SCALE_LOG2 0.10411754627697f
 

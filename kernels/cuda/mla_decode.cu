@@ -418,35 +418,15 @@ static __global__ void __launch_bounds__(THREADS)
     }
 }
 
-/* Ranges of the sequences of one launch, at most: the larger of the two ways to cut. */
-static size_t most_ranges(int64_t n_seq, int64_t max_keys)
+static void place_work(mla_batch *b, void *base, int64_t n_seq, int64_t max_keys)
 {
-    int64_t n = lh_min64(n_seq, MLA_MAX_SEQ), units = div_up(max_keys, MLA_UNIT);
+    lh_cuda_mla_decode_work at;
 
-    return (size_t)lh_max64(n * lh_min64(MLA_SHARES, div_up(units, MLA_FIXED_UNITS)),
-                            lh_min64(MLA_SHARES, n * lh_min64(MLA_SHARES, units)) + n - 1);
-}
-
-static size_t layout(mla_batch *b, void *base, int64_t n_seq, int64_t max_keys, int n_heads)
-{
-    lh_carve c = {.base = base};
-    size_t heads = (size_t)n_heads, ranges = most_ranges(n_seq, max_keys);
-    size_t seqs = (size_t)lh_min64(n_seq, MLA_MAX_SEQ);
-
-    b->query = (bf16 *)lh_carve_take(&c, seqs, heads * MLA_WIDTH * sizeof(bf16), 256);
-    b->merged = (float *)lh_carve_take(&c, seqs, heads * MLA_LATENT * sizeof(float), 256);
-    b->sum = (float *)lh_carve_take(&c, ranges, heads * MLA_LATENT * sizeof(float), 256);
-    b->state = (float2 *)lh_carve_take(&c, ranges, heads * sizeof(float2), 256);
-    return c.used;
-}
-
-size_t lh_cuda_mla_decode_work_bytes(int64_t n_seq, int64_t n_keys, int n_heads, int d_latent,
-                                     int d_rope)
-{
-    mla_batch b;
-
-    (void)d_latent, (void)d_rope; /* those that there are */
-    return n_seq == 0 ? 0 : layout(&b, NULL, n_seq, n_keys, n_heads);
+    (void)lh_cuda_mla_decode_layout(&at, base, n_seq, max_keys, b->n_heads);
+    b->query = (bf16 *)at.query;
+    b->merged = (float *)at.merged;
+    b->sum = (float *)at.sum;
+    b->state = (float2 *)at.state;
 }
 
 template <int tiles, int keys, int stages> static lh_status attend(lh_stream *s, const mla_batch *b)
@@ -508,7 +488,7 @@ lh_status lh_cuda_mla_decode(lh_stream *s, const lh_mla_decode_args *a)
                        .q = (const bf16 *)a->q + first * a->n_heads * MLA_QK,
                        .w_kvb = (const bf16 *)a->w_kvb,
                        .o = (bf16 *)a->o + first * a->n_heads * MLA_V};
-        layout(&b, a->work, a->n_seq, a->max_keys, a->n_heads);
+        place_work(&b, a->work, a->n_seq, a->max_keys);
         LH_TRY(decode(s, &b));
     }
     return LH_OK;

@@ -8,12 +8,10 @@
 
 #include "kernels/cuda/mla.cuh"
 
-#define MLA_MAX_SEQ 128 /* of a launch */
-#define MLA_SHARES 132  /* blocks of threads; a sequence is cut into at most so many ranges */
-#define MLA_UNIT 64     /* keys: cuts are at multiples of it, both sizes of tile divide it */
-#define MLA_FIXED_UNITS                                                                            \
-    4 /* of a range, at least, when it may not depend on the other sequences                       \
-       */
+#define MLA_MAX_SEQ LH_CUDA_MLA_SEQUENCES
+#define MLA_SHARES LH_CUDA_MLA_SHARES
+#define MLA_UNIT LH_CUDA_MLA_UNIT /* both sizes of tile divide it */
+#define MLA_FIXED_UNITS LH_CUDA_MLA_FIXED_UNITS
 
 typedef struct mla_batch {
     const bf16 *const *latent; /* [n_seq] */

@@ -10,8 +10,8 @@
 #include "base/mem.h"
 #include "kernels/cuda/mla.cuh"
 
-#define BLOCK_KEYS 65536 /* of a block */
-#define BLOCK_HEADS 4    /* that are expanded together for a long context; more for a shorter one */
+#define BLOCK_KEYS LH_CUDA_MLA_KEYS
+#define BLOCK_HEADS LH_CUDA_MLA_HEADS
 #define MOST_HEADS 32
 
 #define TILE 64 /* keys of a tile, queries of a piece */
@@ -281,25 +281,15 @@ static lh_status attend(lh_stream *s, const mla_pass *p)
     return lh_cuda_launched(s, "mla_prefill");
 }
 
-static size_t layout(workspace *w, void *base, int64_t n_rows, int n_heads)
+static void place_work(workspace *w, void *base, int64_t n_rows, int n_heads)
 {
-    lh_carve c = {.base = base};
-    size_t heads = (size_t)lh_min64(n_heads, BLOCK_HEADS), rows = (size_t)n_rows;
+    lh_cuda_mla_prefill_work at;
 
+    (void)lh_cuda_mla_prefill_layout(&at, base, n_rows, n_heads);
     for (int i = 0; i < 2; i++)
-        w->kv[i] = (bf16 *)lh_carve_take(&c, heads * BLOCK_KEYS, MLA_KV * sizeof(bf16), 256);
-    w->sum = (float *)lh_carve_take(&c, rows, heads * MLA_V * sizeof(float), 256);
-    w->state = (float2 *)lh_carve_take(&c, rows, heads * sizeof(float2), 256);
-    return c.used;
-}
-
-size_t lh_cuda_mla_prefill_work_bytes(int64_t n_rows, int n_heads, int d_nope, int d_rope, int d_v,
-                                      int d_latent)
-{
-    workspace w;
-
-    (void)d_nope, (void)d_rope, (void)d_v, (void)d_latent; /* those that there are */
-    return n_rows == 0 ? 0 : layout(&w, NULL, n_rows, n_heads);
+        w->kv[i] = (bf16 *)at.kv[i];
+    w->sum = (float *)at.sum;
+    w->state = (float2 *)at.state;
 }
 
 static void cut_runs(mla_pass *p, const lh_mla_prefill_args *a, int piece_rows)
@@ -367,7 +357,7 @@ lh_status lh_cuda_mla_prefill(lh_stream *s, const lh_mla_prefill_args *a)
     LH_TRY(lh_cuda_aligned("mla_prefill", "q", a->q));
     LH_TRY(lh_cuda_aligned("mla_prefill", "latent", a->latent));
     LH_TRY(lh_cuda_aligned("mla_prefill", "w_kvb", a->w_kvb));
-    layout(&w, a->work, a->n_rows, a->n_heads);
+    place_work(&w, a->work, a->n_rows, a->n_heads);
     mla_pass p = {.q = (const bf16 *)a->q,
                   .latent = (const bf16 *)a->latent,
                   .o = (bf16 *)a->o,
