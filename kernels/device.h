@@ -39,6 +39,10 @@ typedef struct lh_device_ops {
     lh_status (*alloc)(lh_stream *s, void **out, size_t bytes, const char *what);
     void (*release)(lh_stream *s, void *p);
 
+    /* Memory of the device that is free now, as its driver says. NULL where the device has none of
+     * its own. */
+    lh_status (*available)(lh_stream *s, size_t *bytes);
+
     /* Copies, queued in order; host memory must stay as it is until sync. Zero bytes are fine. */
     lh_status (*upload)(lh_stream *s, void *device, const void *host, size_t bytes);
     lh_status (*download)(lh_stream *s, void *host, const void *device, size_t bytes);

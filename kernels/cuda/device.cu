@@ -192,6 +192,15 @@ static void cuda_release(lh_stream *s, void *p)
         (void)cudaGetLastError();
 }
 
+static lh_status cuda_available(lh_stream *s, size_t *bytes)
+{
+    size_t total = 0;
+
+    (void)s;
+    LH_CUDA_TRY(cudaMemGetInfo(bytes, &total));
+    return LH_OK;
+}
+
 static lh_status open_blas(lh_stream *s)
 {
     LH_BLAS_TRY(cublasCreate(&s->blas));
@@ -364,6 +373,7 @@ const lh_device_ops lh_device_cuda = {
     .close = cuda_close,
     .alloc = cuda_alloc,
     .release = cuda_release,
+    .available = cuda_available,
     .upload = cuda_upload,
     .download = cuda_download,
     .copy = cuda_copy,
