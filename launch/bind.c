@@ -150,10 +150,20 @@ lh_status lh_bind_cores(lh_binding *out, const lh_rank_info *r, const lh_topolog
     mask own = {0};
     part p = {0};
     lh_place place;
+    lh_topology *found = NULL;
 
     *out = (lh_binding){.gpu = -1, .numa = -1};
     LH_TRY_OUT(read_mask(&own, 0));
     out->n_pus = count(&own);
+    if (bound_already(r, &own))
+        out->by = LH_BOUND_BY_LAUNCHER;
+    if (!t) { /* finding out takes a moment: not where nothing can follow from it */
+        if (out->by == LH_BOUND_BY_LAUNCHER || out->n_pus < r->local_size ||
+            (r->local_size == 1 && !use_gpus))
+            goto out;
+        LH_TRY_OUT(lh_topology_open(&found, NULL));
+        t = found;
+    }
     LH_TRY_OUT(lh_alloc(&p.block, layout(&p, NULL, t), "usable cores"));
     (void)layout(&p, p.block, t);
     take_cores(&p, t, &own);
@@ -161,11 +171,8 @@ lh_status lh_bind_cores(lh_binding *out, const lh_rank_info *r, const lh_topolog
         take_gpus(&p, t);
     if (p.t.n_devices > 0)
         out->gpu = p.gpu[r->local_rank % p.t.n_devices];
-    if (bound_already(r, &own)) {
-        out->by = LH_BOUND_BY_LAUNCHER;
-        goto out;
-    }
-    if (p.t.n_cores < r->local_size || (r->local_size == 1 && p.t.n_devices == 0))
+    if (out->by == LH_BOUND_BY_LAUNCHER || p.t.n_cores < r->local_size ||
+        (r->local_size == 1 && p.t.n_devices == 0))
         goto out;
     LH_TRY_OUT(lh_topology_place(&place, &p.t, r->local_rank, r->local_size));
     LH_TRY_OUT(bind_to(&p, &place, &own, &out->n_pus));
@@ -175,6 +182,7 @@ lh_status lh_bind_cores(lh_binding *out, const lh_rank_info *r, const lh_topolog
 out:
     free(p.block);
     CPU_FREE(own.set);
+    lh_topology_close(found);
     return st;
 }
 

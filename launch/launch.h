@@ -59,8 +59,9 @@ typedef struct lh_binding {
  * the process may use: next to its GPU with `use_gpus` (the rank takes GPU local_rank of the
  * visible ones, in turn), else dealt evenly, as lh_topology_place says. Does nothing if the
  * launcher has bound the ranks already, or there are fewer cores than ranks, or a single rank
- * without a GPU. Called before threads start. t: this machine. LH_ERR_UNAVAILABLE: the system
- * refuses the mask.
+ * without a GPU. Called before threads start. t: this machine; NULL: it is looked at here, if need
+ * be, and `gpu` is said only for ranks that are bound here. LH_ERR_UNAVAILABLE: the system refuses
+ * the mask.
  */
 lh_status lh_bind_cores(lh_binding *out, const lh_rank_info *r, const lh_topology *t, int use_gpus);
 

@@ -2,7 +2,7 @@ lh_test(test_shard LINK lh_parallel)
 lh_test(test_comm RANKS 1 2 3 4 LINK lh_parallel)
 lh_test(test_expert RANKS 1 2 3 4 5 8 LINK lh_parallel)
 lh_test(test_rank LINK lh_launch)
-lh_test(test_cores LINK lh_launch)
+lh_test(test_cores SOURCES keepdl.c LINK lh_launch)
 
 # A program with its own size of pieces.
 function(lh_pieces name source piece)

@@ -91,6 +91,33 @@ static void test_gpus(void)
     (void)unsetenv("CUDA_VISIBLE_DEVICES");
 }
 
+/* Without a machine given: this one is looked at where ranks are to be bound. */
+static void test_this_machine(void)
+{
+    lh_rank_info r = {.size = 2, .local_size = 2, .launcher = "none"};
+    lh_topology *t = NULL;
+    lh_binding b;
+    int usable = 0, n_cores = 0;
+
+    CHECK_OK(lh_topology_open(&t, NULL));
+    for (int i = 0; i < t->n_cores; i++)
+        usable += t->cores[i].usable;
+    lh_topology_close(t);
+    for (r.local_rank = 0; r.local_rank < 2; r.local_rank++) {
+        CHECK_OK(lh_bind_cores(&b, &r, NULL, 0));
+        CHECK_EQ(b.by, usable >= 2 ? LH_BOUND_BY_LONGHAUL : LH_BOUND_BY_NOBODY);
+        n_cores += b.n_cores;
+        restore();
+    }
+    CHECK(usable < 2 || (n_cores >= 2 && n_cores <= usable));
+    r = (lh_rank_info){.size = 70000, .local_size = 70000, .launcher = "none"};
+    CHECK_OK(lh_bind_cores(&b, &r, NULL, 0));
+    CHECK_EQ(b.by, LH_BOUND_BY_NOBODY);
+    r = (lh_rank_info){.size = 1, .local_size = 1, .launcher = "none"};
+    CHECK_OK(lh_bind_cores(&b, &r, NULL, 0));
+    CHECK_EQ(b.by, LH_BOUND_BY_NOBODY);
+}
+
 /* A launcher that binds leaves a smaller mask than its own. */
 static void test_launcher(void)
 {
@@ -164,6 +191,7 @@ int main(int argc, char **argv)
         RUN(test_gpus);
         RUN(test_launcher);
     }
+    RUN(test_this_machine);
     RUN(test_visible);
     RUN(test_shared_gpus);
     return check_done();
