@@ -28,6 +28,11 @@ static lh_status choose_backend(lh_engine *e, const lh_engine_opts *o)
     return LH_OK;
 }
 
+int lh_backend_uses_gpu(const char *backend)
+{
+    return strcmp(backend, "cpu") != 0 && lh_kernels_cuda() != NULL;
+}
+
 static int is_synthetic(const lh_engine_opts *o)
 {
     return o->weights && strcmp(o->weights, "synthetic") == 0;

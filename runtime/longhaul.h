@@ -80,6 +80,9 @@ typedef struct lh_engine_opts {
     void *user;
 } lh_engine_opts;
 
+/* 1: engines with this backend compute on a GPU here. */
+int lh_backend_uses_gpu(const char *backend);
+
 /* Opens a checkpoint and allocates what the plan says. Collective. The directory's name is copied.
  */
 lh_status lh_engine_open(lh_engine **out, const lh_engine_opts *opts);

@@ -201,7 +201,9 @@ others()
     gives '"bound": "' 3 topo --json - --backend cpu
     fails 66 'nosuch.xml' topo --xml "$work/nosuch.xml"
     fails 65 'not a machine' topo --xml "$sources/tests/check.h"
-    gives 'longhaul' 1 info
+    gives '"bound": "not bound"' 1 info --json - --backend cpu
+    gives '' 3 generate --prompt x --max-tokens 1
+    grep -q '^threads of rank 0: [0-9]*, ' "$work/err" || complain 'no binding in the summary'
     gives '--haystack' 1 needle --help
     gives 'longhaul 0.' 3 --version
 }

@@ -18,6 +18,7 @@ typedef struct lh_cli {
     const lh_opts *opts;
     lh_rank_info rank;
     int n_threads;
+    lh_binding binding; /* lh_cli_bind */
     char model_dir[4096];
     lh_job *job;             /* NULL in commands of rank 0 alone */
     lh_tokenizer *tokenizer; /* lh_cli_open_model */
@@ -57,7 +58,14 @@ lh_status lh_cli_open_model(lh_cli *c);
 /* The context of a run that needs `wanted` tokens: --context, else that, at most the model's. */
 int64_t lh_cli_context(const lh_cli *c, int64_t wanted);
 
-/* The engine, for sessions of at most `context` tokens. Collective. */
+/* Binds this rank to its cores, before its threads start, and takes no more threads than these have
+ * unless --threads says so. Where the system does not let it, the rank goes on unbound. */
+void lh_cli_bind(lh_cli *c);
+
+/* "bound by longhaul", .. */
+const char *lh_cli_bound_text(lh_bound_by by);
+
+/* The engine, for sessions of at most `context` tokens. Binds the rank first. Collective. */
 lh_status lh_cli_open_engine(lh_cli *c, int64_t context, int max_sessions);
 
 /* Ends engine and job in their order. Collective. */

@@ -29,9 +29,10 @@ static json_t *make_json(const lh_cli *c)
                                              lh_opt_origin_name(c->opts->values[i].origin)));
     }
     json_t *json =
-        json_pack("{s:s,s:s,s:s,s:s,s:s,s:i,s:s,s:o}", "version", LH_VERSION, "commit",
+        json_pack("{s:s,s:s,s:s,s:s,s:s,s:i,s:s,s:s,s:o}", "version", LH_VERSION, "commit",
                   lh_build_commit, "compiler", COMPILER, "vectors", VECTORS, "digest", "SHA-256",
-                  "threads", c->n_threads, "launcher", c->rank.launcher, "settings", settings);
+                  "threads", c->n_threads, "bound", lh_cli_bound_text(c->binding.by), "launcher",
+                  c->rank.launcher, "settings", settings);
     if (bad) {
         json_decref(json);
         json = NULL;
@@ -54,6 +55,7 @@ static lh_status print_settings(const lh_cli *c)
 
 lh_status lh_cli_info(lh_cli *c)
 {
+    lh_cli_bind(c);
     LH_TRY(lh_cli_check_outputs(c));
     if (!lh_cli_json_only(c)) {
         LH_TRY(lh_cli_printf(c, "longhaul " LH_VERSION ", commit %s\n", lh_build_commit));
@@ -62,8 +64,9 @@ lh_status lh_cli_info(lh_cli *c)
         LH_TRY(lh_cli_printf(c, "digests      SHA-256\n"));
         LH_TRY(lh_cli_printf(c, "launcher     %s, rank %d of %d\n", c->rank.launcher, c->rank.rank,
                              c->rank.size));
-        LH_TRY(lh_cli_printf(c, "cores        %ld on this machine, %d threads for this rank\n",
-                             sysconf(_SC_NPROCESSORS_ONLN), c->n_threads));
+        LH_TRY(lh_cli_printf(c, "cores        %ld on this machine, threads of this rank: %d, %s\n",
+                             sysconf(_SC_NPROCESSORS_ONLN), c->n_threads,
+                             lh_cli_bound_text(c->binding.by)));
         LH_TRY(lh_cli_printf(c, "backends     cpu\nsettings\n"));
         LH_TRY(print_settings(c));
     }

@@ -34,6 +34,16 @@ static void print_memory(const lh_engine *e)
                   lh_cli_bytes(used->workspace), lh_cli_bytes(used->communication));
 }
 
+static void print_cores(const lh_cli *c)
+{
+    const lh_binding *b = &c->binding;
+
+    (void)fprintf(stderr, "threads of rank 0: %d, %s", c->n_threads, lh_cli_bound_text(b->by));
+    if (b->by == LH_BOUND_BY_LONGHAUL)
+        (void)fprintf(stderr, ", cores: %d, from NUMA node %d on", b->n_cores, b->numa);
+    (void)fputc('\n', stderr);
+}
+
 static lh_status write_profile(const char *path, const lh_phase *p, int n)
 {
     char text[MAX_PHASES * 160 + 64];
@@ -75,6 +85,7 @@ lh_status lh_cli_report(lh_cli *c, const char *digest, json_t *json)
     if (lh_cli_talks(c)) {
         print_phases(phases, n);
         print_memory(c->engine);
+        print_cores(c);
         if (digest)
             (void)fprintf(stderr, "digest %s\n", digest);
     }

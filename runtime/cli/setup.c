@@ -92,8 +92,29 @@ int64_t lh_cli_context(const lh_cli *c, int64_t wanted)
     return given ? given : lh_min64(wanted, c->model.max_context);
 }
 
+void lh_cli_bind(lh_cli *c)
+{
+    int use_gpus = lh_backend_uses_gpu(lh_opt_text(c->opts, LH_OPT_BACKEND));
+    lh_binding *b = &c->binding;
+
+    if (lh_bind_cores(b, &c->rank, NULL, use_gpus) != LH_OK)
+        LH_LOG_W("launch", "this rank goes on unbound: %s", lh_last_error());
+    if (b->by == LH_BOUND_BY_LONGHAUL && !lh_opt_given(c->opts, LH_OPT_THREADS))
+        c->n_threads = (int)lh_min64(c->n_threads, b->n_pus);
+}
+
+const char *lh_cli_bound_text(lh_bound_by by)
+{
+    static const char *const text[] = {[LH_BOUND_BY_NOBODY] = "not bound",
+                                       [LH_BOUND_BY_LAUNCHER] = "bound by the launcher",
+                                       [LH_BOUND_BY_LONGHAUL] = "bound by longhaul"};
+
+    return text[by];
+}
+
 lh_status lh_cli_open_engine(lh_cli *c, int64_t context, int max_sessions)
 {
+    lh_cli_bind(c);
     lh_engine_opts opts = {
         .model_dir = c->model_dir,
         .backend = lh_opt_text(c->opts, LH_OPT_BACKEND),

@@ -25,10 +25,6 @@ typedef struct where {
     char text[512];                 /* the cores, in words */
 } where;
 
-static const char *const bound_text[] = {[LH_BOUND_BY_NOBODY] = "not bound",
-                                         [LH_BOUND_BY_LAUNCHER] = "bound by the launcher",
-                                         [LH_BOUND_BY_LONGHAUL] = "bound by longhaul"};
-
 typedef struct topo {
     lh_topology *t;
     int n_ranks, n_here; /* all, and those of this node: the first of `ranks` */
@@ -90,7 +86,7 @@ static lh_status look(const lh_cli *c, const lh_topology *t, where *w)
 {
     lh_topology *after = NULL;
     lh_binding b;
-    int use_gpus = strcmp(lh_opt_text(c->opts, LH_OPT_BACKEND), "cpu") != 0;
+    int use_gpus = lh_backend_uses_gpu(lh_opt_text(c->opts, LH_OPT_BACKEND));
 
     LH_TRY(lh_bind_cores(&b, &c->rank, t, use_gpus));
     LH_TRY(lh_topology_open(&after, NULL));
@@ -148,7 +144,7 @@ static void print_running(FILE *f, const topo *p)
         fprintf(f, "rank %-2d %s, ", r, w->host);
         if (w->gpu >= 0)
             fprintf(f, "gpu %d (%s), ", w->gpu, w->bus);
-        fprintf(f, "%s, %s\n", w->text, bound_text[w->bound_by]);
+        fprintf(f, "%s, %s\n", w->text, lh_cli_bound_text((lh_bound_by)w->bound_by));
     }
 }
 
@@ -199,7 +195,8 @@ static json_t *rank_json(const topo *p, int r)
     json_t *rank = json_pack("{s:i,s:i,s:o}", "rank", r, "gpu", (int)w->gpu, "cores", cores);
     if (p->in_job) {
         json_object_set_new(rank, "host", json_string(w->host));
-        json_object_set_new(rank, "bound", json_string(bound_text[w->bound_by]));
+        json_object_set_new(rank, "bound",
+                            json_string(lh_cli_bound_text((lh_bound_by)w->bound_by)));
     }
     return rank;
 }
