@@ -32,6 +32,10 @@ lh_status lh_rank_info_read(lh_rank_info *out);
  */
 int lh_default_threads(const lh_rank_info *r);
 
+/* Memory that this node has left, for all its ranks together: what the system can give, and what
+ * the process's control groups leave. SIZE_MAX: the system does not say. */
+size_t lh_host_memory(void);
+
 /*
  * CUDA_VISIBLE_DEVICES: which GPUs of the node the process may see, in CUDA's order. Fills numbers
  * of GPUs by bus address [most] and returns how many, or -1 where it does not say so: the variable

@@ -1,4 +1,5 @@
 #define _GNU_SOURCE /* sched_setaffinity */
+#include <math.h>
 #include <sched.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -153,14 +154,14 @@ static void test_cgroups(void)
     write_file("cpu.max", "max 100000\n");
     write_file("job/cpu.max", "250000 100000\n");
     write_file("job/step/cpu.max", "max 100000\n");
-    CHECK(cpus("0::/\n") == 0);
+    CHECK(isinf(cpus("0::/\n")));
     CHECK(cpus("0::/job\n") == 2.5);
     CHECK(cpus("0::/job/step\n") == 2.5); /* a parent's limit holds */
     CHECK(cpus("0::/job/step/not/visible\n") == 2.5);
     write_file("job/step/cpu.max", "150000 100000\n");
     CHECK(cpus("0::/job/step\n") == 1.5);
-    CHECK(cpus("no colon\n") == 0);
-    CHECK(lh_cgroup_cpus("/nonexistent", dir) == 0);
+    CHECK(isinf(cpus("no colon\n")));
+    CHECK(isinf(lh_cgroup_cpus("/nonexistent", dir)));
 
     make_dir("cpu,cpuacct");
     make_dir("cpu,cpuacct/pod");
@@ -169,8 +170,44 @@ static void test_cgroups(void)
     write_file("cpu,cpuacct/pod/cpu.cfs_quota_us", "300000\n");
     write_file("cpu,cpuacct/pod/cpu.cfs_period_us", "100000\n");
     CHECK(cpus("11:cpuset:/pod\n4:cpu,cpuacct:/pod\n1:name=systemd:/\n0::/\n") == 3);
-    CHECK(cpus("4:cpu,cpuacct:/other\n") == 0);
-    CHECK(cpus("4:cpuset:/pod\n") == 0);
+    CHECK(isinf(cpus("4:cpu,cpuacct:/other\n")));
+    CHECK(isinf(cpus("4:cpuset:/pod\n")));
+}
+
+static double memory(const char *membership)
+{
+    char path[320];
+
+    write_file("self", membership);
+    (void)snprintf(path, sizeof path, "%s/self", dir);
+    return lh_cgroup_memory(path, dir);
+}
+
+static void test_memory(void)
+{
+    (void)snprintf(dir, sizeof dir, "%s/tests/cgroup-memory", LH_BINARY_DIR);
+    (void)mkdir(dir, 0700);
+    make_dir("job");
+    make_dir("job/step");
+    write_file("job/memory.max", "1000\n");
+    write_file("job/memory.current", "900\n");
+    write_file("job/memory.stat", "anon 1\ninactive_file 300\nactive_file 50\n");
+    write_file("job/step/memory.max", "max\n");
+    write_file("job/step/memory.current", "7\n");
+    CHECK(isinf(memory("0::/\n")));
+    CHECK(memory("0::/job/step\n") == 450); /* a parent's limit holds */
+    write_file("job/step/memory.max", "5\n");
+    CHECK(memory("0::/job/step\n") == 0);
+
+    make_dir("memory");
+    make_dir("memory/pod");
+    write_file("memory/memory.limit_in_bytes", "9223372036854771712\n");
+    write_file("memory/memory.usage_in_bytes", "4096\n");
+    write_file("memory/pod/memory.limit_in_bytes", "800\n");
+    write_file("memory/pod/memory.usage_in_bytes", "500\n");
+    write_file("memory/pod/memory.stat", "inactive_file 200\ntotal_inactive_file 100\n");
+    CHECK(memory("11:cpuset:/pod\n4:memory:/pod\n0::/\n") == 400);
+    CHECK(lh_host_memory() > 0 && lh_host_memory() < (size_t)1 << 60);
 }
 
 static void test_threads(void)
@@ -204,6 +241,7 @@ int main(int argc, char **argv)
     RUN(test_priority);
     RUN(test_nonsense);
     RUN(test_cgroups);
+    RUN(test_memory);
     RUN(test_threads);
     return check_done();
 }
