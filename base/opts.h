@@ -126,8 +126,8 @@ typedef enum lh_opt_type {
       LH_C(PLAN) | LH_C(TOPO), "N", "ranks to plan for; topo: on this node")                       \
     X(RANKS_PER_NODE, "ranks-per-node", INT, 1, 65536, "(all)", LH_C(PLAN), "N",                   \
       "also add up every node's memory")                                                           \
-    X(MEMORY, "memory", SIZE, 1, INT64_MAX, "(unknown)", LH_C(PLAN), "BYTES",                      \
-      "memory of each rank: does it fit?")                                                         \
+    X(MEMORY, "memory", SIZE, 1, INT64_MAX, "(plan: not asked; a run: what is free)",              \
+      LH_C(PLAN) | LH_C_RUN, "BYTES", "plan and run within so many bytes per rank")                \
     X(BATCH, "batch", INT, 1, 65536, "(generate 8, else 1)",                                       \
       LH_C(PLAN) | LH_C(GENERATE) | LH_C(BENCH), "N", "sequences at once")                         \
     X(MODEL, "model", TEXT, 0, 0, "(the demonstration checkpoint)", LH_C_ALL, "DIR",               \

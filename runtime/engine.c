@@ -33,7 +33,7 @@ int lh_backend_uses_gpu(const char *backend)
     return strcmp(backend, "cpu") != 0 && lh_kernels_cuda() != NULL;
 }
 
-static int is_synthetic(const lh_engine_opts *o)
+int lh_is_synthetic(const lh_engine_opts *o)
 {
     return o->weights && strcmp(o->weights, "synthetic") == 0;
 }
@@ -48,7 +48,7 @@ static lh_status same_settings(lh_engine *e, const lh_engine_opts *o)
         uint64_t seed;
         double skew;
         int64_t is_synthetic;
-    } weights = {o->synth_seed, o->router_skew, is_synthetic(o)};
+    } weights = {o->synth_seed, o->router_skew, lh_is_synthetic(o)};
 
     lh_comm_at(e->comm, "set-up", -1);
     LH_TRY(lh_comm_same(e->comm, LH_VERSION, sizeof LH_VERSION, "version of longhaul"));
@@ -83,6 +83,14 @@ out:
     return st;
 }
 
+static lh_status open_stream(lh_engine *e, int index)
+{
+    const lh_device_ops *device = e->k->device;
+
+    LH_TRY(device->open(&e->s, index, e->g.n_threads, !e->by_runs));
+    return device->available ? device->available(e->s, &e->free_at_start) : LH_OK;
+}
+
 /* The stream, and over several GPUs the communicator between their memories. Collective. */
 static lh_status open_device(lh_engine *e)
 {
@@ -91,7 +99,7 @@ static lh_status open_device(lh_engine *e)
 
     if (!device->reads_host)
         LH_TRY(choose_gpu(e, &index));
-    LH_TRY(lh_comm_agree(e->boot, device->open(&e->s, index, e->g.n_threads, !e->by_runs)));
+    LH_TRY(lh_comm_agree(e->boot, open_stream(e, index)));
     if (device->reads_host || e->comm->size == 1)
         return LH_OK;
     return lh_comm_nccl_create(&e->comm, e->boot, e->s, e->boot->timeout_s);
@@ -230,7 +238,7 @@ static lh_status load_weights(lh_engine *e, const lh_engine_opts *o)
                            .user = e->user};
 
     lh_enter(e, LH_PHASE_LOAD, -1);
-    if (is_synthetic(o)) {
+    if (lh_is_synthetic(o)) {
         LH_TRY(lh_synth_bind(&e->synth, &e->d, &synth, e->k->device, e->s, first, end, &e->w,
                              &e->used.weights_dense, &e->used.weights_experts));
     } else {
@@ -266,39 +274,56 @@ static lh_status check_plan(const lh_engine *e)
     return LH_OK;
 }
 
+lh_settings lh_engine_settings(const lh_engine *e, const lh_engine_opts *o)
+{
+    return (lh_settings){.rank = e->comm->rank,
+                         .size = e->comm->size,
+                         .n_threads = o->n_threads,
+                         .segment = o->segment_tokens,
+                         .block = o->block_tokens,
+                         .context = o->context_tokens,
+                         .max_sessions = o->max_sessions > 0 ? o->max_sessions : 1,
+                         .by_runs = e->by_runs};
+}
+
 static lh_status open_configured(lh_engine *e, const lh_engine_opts *o)
 {
-    LH_REQUIRE(!o->weights || is_synthetic(o) || strcmp(o->weights, "checkpoint") == 0,
+    LH_REQUIRE(!o->weights || lh_is_synthetic(o) || strcmp(o->weights, "checkpoint") == 0,
                LH_ERR_USAGE, "weights '%s': expected checkpoint or synthetic", o->weights);
     LH_TRY(choose_backend(e, o));
     LH_TRY(lh_config_read(&e->d, o->model_dir, NULL));
     lh_model_info_fill(&e->info, &e->d);
-    return lh_geometry_make(
-        &e->g, &e->d, e->k, e->k->act_bytes,
-        &(lh_settings){.rank = e->comm->rank,
-                       .size = e->comm->size,
-                       .n_threads = o->n_threads,
-                       .segment = o->segment_tokens,
-                       .block = o->block_tokens,
-                       .context = o->context_tokens,
-                       .max_sessions = o->max_sessions > 0 ? o->max_sessions : 1,
-                       .by_runs = e->by_runs});
+    lh_settings settings = lh_engine_settings(e, o);
+    LH_TRY(lh_geometry_make(&e->g, &e->d, e->k, e->k->act_bytes, &settings));
+    lh_rank_plan_make(&e->plan, &e->g);
+    return LH_OK;
 }
 
 static lh_status open_allocated(lh_engine *e)
 {
-    lh_rank_plan_make(&e->plan, &e->g);
     LH_TRY(allocate(e));
     fill_constants(e);
     LH_TRY(upload_pointers(e));
     return e->d.n_kda_layers > 0 ? make_conv_index(e) : LH_OK;
 }
 
+/* What the driver counts as used: the arenas, and what it and the libraries took beside them. */
+static lh_status ask_driver(lh_engine *e)
+{
+    size_t now = 0;
+
+    LH_TRY(e->k->device->available(e->s, &now));
+    e->used.total =
+        e->k->stream_bytes(e->g.n_threads) + (e->free_at_start > now ? e->free_at_start - now : 0);
+    return LH_OK;
+}
+
 static lh_status open_loaded(lh_engine *e, const lh_engine_opts *o)
 {
     LH_TRY(load_weights(e, o));
     add_up_used(&e->used);
-    return check_plan(e);
+    LH_TRY(check_plan(e));
+    return e->k->device->available ? ask_driver(e) : LH_OK;
 }
 
 lh_status lh_engine_open(lh_engine **out, const lh_engine_opts *o)
@@ -322,6 +347,7 @@ lh_status lh_engine_open(lh_engine **out, const lh_engine_opts *o)
     LH_TRY_OUT(lh_comm_agree(e->comm, open_configured(e, o)));
     LH_TRY_OUT(same_settings(e, o));
     LH_TRY_OUT(open_device(e));
+    LH_TRY_OUT(lh_engine_check_fit(e, o));
     LH_TRY_OUT(lh_comm_agree(e->comm, open_allocated(e)));
     LH_TRY_OUT(lh_comm_agree(e->comm, open_loaded(e, o)));
     LH_LOG_I("engine", "%s, %d ranks of %d threads, %zu MB planned here", e->k->name, e->comm->size,

@@ -19,6 +19,7 @@
 #include "runtime/synth.h"
 
 #define LH_MAX_RANKS 4096
+#define LH_DEFAULT_SEGMENT 512
 
 /* ---------------------------------------------------------------- geometry */
 
@@ -172,8 +173,45 @@ lh_status lh_weights_upload(lh_engine *e, const lh_weights *host, lh_weights **o
 /* The pointers of e->w to this rank's experts, for operations that choose experts on the device. */
 lh_status lh_upload_expert_pointers(lh_engine *e);
 
-/* The plan of g's rank, weights included. */
+/* The plan of g's rank, weights included; and all but the weights anew, for another context. */
 void lh_rank_plan_make(lh_rank_plan *out, const lh_geometry *g);
+void lh_rank_plan_arenas(lh_rank_plan *out, const lh_geometry *g);
+
+/* ------------------------------------------------------------- does it fit? */
+
+/* A rank's plan and the memory for it, as ranks tell each other. */
+typedef struct lh_room {
+    lh_rank_plan plan;
+    size_t bytes; /* that are there; SIZE_MAX: not known */
+    int n_threads;
+    int is_mapped;   /* its weights are mapped files, whose pages ranks of a host share */
+    char host[64];   /* ranks of one host share `bytes`; "": they are this rank's alone */
+    char source[32]; /* who says so: "--memory", .. */
+} lh_room;
+
+typedef struct lh_fit {
+    const lh_dims *d;
+    const lh_kernels *k;
+    lh_settings settings; /* of any rank */
+    lh_room *rooms;       /* [settings.size] */
+} lh_fit;
+
+/* Whether the plans of all ranks that share memory with this one fit. */
+int lh_fits(const lh_fit *f, int rank);
+
+/* The largest context with which all ranks fit: the model's, or whole segments; 0: none. Overwrites
+ * the plans of f->rooms. */
+int64_t lh_largest_context(lh_fit *f);
+
+/* LH_ERR_NOMEM, with what this rank needs, what it has, and the largest context. Overwrites the
+ * plans. */
+lh_status lh_fit_refuse(lh_fit *f, int rank);
+
+/* Refuses, on all ranks, what does not fit: e's plan against o->memory_bytes, else what the device
+ * or the host has left. Collective. */
+lh_status lh_engine_check_fit(lh_engine *e, const lh_engine_opts *o);
+lh_settings lh_engine_settings(const lh_engine *e, const lh_engine_opts *o);
+int lh_is_synthetic(const lh_engine_opts *o);
 
 /* ------------------------------------------------------------------ phases */
 
@@ -270,6 +308,7 @@ struct lh_engine {
     unsigned char *slot_taken; /* [max_sessions] */
     lh_recording *recordings;  /* [max_sessions] of a decoding step */
     lh_rank_plan plan, used;
+    size_t free_at_start; /* on a device with memory of its own, before any arena */
 
     lh_block block;
     lh_phase_clock clock;

@@ -5,7 +5,6 @@
 #include "base/mem.h"
 #include "runtime/engine_internal.h"
 
-#define DEFAULT_SEGMENT 512
 /* Rows of a rank: of a block where the user does not say, and of a round of expert dispatch. A GPU
  * wants many rows for each expert; on the CPU a smaller round keeps its buffers in the caches. */
 #define CPU_BLOCK_ROWS 4096
@@ -29,7 +28,7 @@ lh_status lh_geometry_make(lh_geometry *out, const lh_dims *d, const lh_kernels 
     g.n_threads = o->n_threads;
     g.max_sessions = o->max_sessions;
     g.by_runs = o->by_runs;
-    g.segment = o->segment ? o->segment : DEFAULT_SEGMENT;
+    g.segment = o->segment ? o->segment : LH_DEFAULT_SEGMENT;
     LH_REQUIRE(g.segment >= LH_CHUNK && g.segment <= 65536 && g.segment % LH_CHUNK == 0,
                LH_ERR_USAGE, "a segment of %lld tokens: expected a multiple of %d, at most 65536",
                (long long)g.segment, LH_CHUNK);

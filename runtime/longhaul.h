@@ -68,6 +68,8 @@ typedef struct lh_engine_opts {
     int64_t block_tokens;   /* tokens of a prefill block; 0: chosen. Rounded up to whole segments */
     int64_t context_tokens; /* largest context of a session, >= 1 */
     int max_sessions;       /* sessions that may exist at once, >= 1 */
+    size_t memory_bytes;    /* that this rank's plan may take; 0: what the GPU has free, or what the
+                               host has left for all its ranks */
     double peer_timeout_s;  /* limit of every wait for another rank; 0: 60 */
     int allow_nonfinite;    /* go on when logits are not finite */
     int deterministic;      /* same bits on any ranks, block and batch; the CPU always is */
@@ -84,7 +86,8 @@ typedef struct lh_engine_opts {
 int lh_backend_uses_gpu(const char *backend);
 
 /* Opens a checkpoint and allocates what the plan says. Collective. The directory's name is copied.
- */
+ * LH_ERR_NOMEM: the plan does not fit, said before anything is loaded, with the largest context
+ * that would. */
 lh_status lh_engine_open(lh_engine **out, const lh_engine_opts *opts);
 
 /* Accepts NULL. Sessions must be destroyed before. Not collective. */
@@ -268,8 +271,10 @@ typedef struct lh_plan_opts {
     const char *backend;   /* "cpu" or "cuda": decides the types */
     int n_ranks, n_threads;
     int64_t segment_tokens, block_tokens,
-        context_tokens; /* 0: default; context 0: the model's maximum */
-    int batch;          /* sessions */
+        context_tokens;  /* 0: default; context 0: the model's maximum */
+    int batch;           /* sessions */
+    int deterministic;   /* as of an engine */
+    size_t memory_bytes; /* of each rank: does it fit? 0: not asked */
 } lh_plan_opts;
 
 typedef struct lh_plan {
@@ -280,6 +285,10 @@ typedef struct lh_plan {
     lh_message_plan messages[8];
     int64_t segment_tokens, block_tokens, context_tokens;
     int batch;
+    /* with memory_bytes */
+    int fits;
+    int64_t largest_context; /* that would fit: the model's, or whole segments; 0: none */
+    char shortage[512];      /* why it does not fit, as an engine says it; else "" */
 } lh_plan;
 
 /* What an engine with these options will allocate, on every rank, without weights, GPU or MPI. Not
@@ -288,7 +297,8 @@ lh_status lh_plan_make(lh_plan **out, const lh_plan_opts *opts);
 void lh_plan_free(lh_plan *p); /* accepts NULL */
 
 /* What this engine planned for this rank, and what its arenas took. Equal, to the byte:
- * lh_engine_open checks it. */
+ * lh_engine_open checks it. But for the total used on a GPU: that is by how much the driver's free
+ * memory became less. */
 const lh_rank_plan *lh_engine_plan(const lh_engine *e);
 const lh_rank_plan *lh_engine_used(const lh_engine *e);
 

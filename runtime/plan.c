@@ -1,6 +1,7 @@
 /*
  * The plan: every byte of every rank and every message of a prefill block, from config.json alone.
  */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -29,8 +30,16 @@ static size_t saturating_mul(size_t a, size_t b)
     return product;
 }
 
-/* All but the weights. */
-static void plan_arenas(lh_rank_plan *out, const lh_geometry *g)
+static void add_up(lh_rank_plan *p)
+{
+    const size_t parts[] = {p->weights_dense, p->weights_experts, p->kda_state,    p->conv_state,
+                            p->latent_cache,  p->workspace,       p->communication};
+    p->total = 0;
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        p->total = saturating_add(p->total, parts[i]);
+}
+
+void lh_rank_plan_arenas(lh_rank_plan *out, const lh_geometry *g)
 {
     lh_workspace w = {0};
     lh_host_space h = {0};
@@ -47,15 +56,7 @@ static void plan_arenas(lh_rank_plan *out, const lh_geometry *g)
         out->communication = saturating_add(
             out->communication, lh_expert_bytes(g->round_rows, g->round_rows * g->size,
                                                 g->d->n_experts, g->d->top_k, g->rank, g->size));
-}
-
-static void add_up(lh_rank_plan *p)
-{
-    const size_t parts[] = {p->weights_dense, p->weights_experts, p->kda_state,    p->conv_state,
-                            p->latent_cache,  p->workspace,       p->communication};
-    p->total = 0;
-    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
-        p->total = saturating_add(p->total, parts[i]);
+    add_up(out);
 }
 
 void lh_rank_plan_make(lh_rank_plan *out, const lh_geometry *g)
@@ -63,7 +64,6 @@ void lh_rank_plan_make(lh_rank_plan *out, const lh_geometry *g)
     lh_expected t;
 
     memset(out, 0, sizeof *out);
-    plan_arenas(out, g);
     for (int64_t i = 0; i < lh_expected_count(g->d); i++) {
         lh_expected_tensor(&t, g->d, i);
         if (t.expert < 0)
@@ -71,7 +71,7 @@ void lh_rank_plan_make(lh_rank_plan *out, const lh_geometry *g)
         else if (t.expert >= g->experts.begin && t.expert < g->experts.end)
             out->weights_experts += expected_bytes(&t);
     }
-    add_up(out);
+    lh_rank_plan_arenas(out, g);
 }
 
 /* Bytes that a block of full length sends between ranks, per layer: expected values where they
@@ -119,6 +119,32 @@ static void plan_messages(lh_plan *p, const lh_geometry *g)
     memcpy(p->messages, messages, sizeof messages);
 }
 
+/* Answers what o->memory_bytes asks. */
+static lh_status plan_fits(lh_plan *p, const lh_plan_opts *o, const lh_dims *d, const lh_kernels *k,
+                           const lh_settings *settings)
+{
+    size_t n = (size_t)p->n_ranks;
+    lh_fit f = {.d = d, .k = k, .settings = *settings, .rooms = calloc(n, sizeof *f.rooms)};
+    int worst = 0;
+
+    LH_REQUIRE(f.rooms, LH_ERR_NOMEM, "plan of %zu ranks", n);
+    for (int r = 0; r < p->n_ranks; r++) {
+        f.rooms[r] = (lh_room){.plan = p->ranks[r],
+                               .bytes = o->memory_bytes,
+                               .n_threads = settings->n_threads,
+                               .source = "--memory"};
+        worst = p->ranks[r].total > p->ranks[worst].total ? r : worst;
+    }
+    p->fits = lh_fits(&f, worst);
+    if (!p->fits) {
+        (void)lh_fit_refuse(&f, worst);
+        (void)snprintf(p->shortage, sizeof p->shortage, "%s", lh_last_error());
+    }
+    p->largest_context = lh_largest_context(&f);
+    free(f.rooms);
+    return LH_OK;
+}
+
 lh_status lh_plan_make(lh_plan **out, const lh_plan_opts *o)
 {
     lh_status st = LH_OK;
@@ -137,16 +163,16 @@ lh_status lh_plan_make(lh_plan **out, const lh_plan_opts *o)
     LH_REQUIRE_OUT(p->ranks, LH_ERR_NOMEM, "plan of %d ranks", o->n_ranks);
     LH_TRY_OUT(lh_config_read(d, o->model_dir, NULL));
     lh_model_info_fill(&p->model, d);
-    for (int r = 0; r < o->n_ranks; r++) {
-        LH_TRY_OUT(lh_geometry_make(&g, d, k, k->act_bytes,
-                                    &(lh_settings){.rank = r,
-                                                   .size = o->n_ranks,
-                                                   .n_threads = o->n_threads > 0 ? o->n_threads : 1,
-                                                   .segment = o->segment_tokens,
-                                                   .block = o->block_tokens,
-                                                   .context = o->context_tokens,
-                                                   .max_sessions = o->batch > 0 ? o->batch : 1}));
-        lh_rank_plan_make(&p->ranks[r], &g);
+    lh_settings s = {.size = o->n_ranks,
+                     .n_threads = o->n_threads > 0 ? o->n_threads : 1,
+                     .segment = o->segment_tokens,
+                     .block = o->block_tokens,
+                     .context = o->context_tokens,
+                     .max_sessions = o->batch > 0 ? o->batch : 1,
+                     .by_runs = cuda && !o->deterministic};
+    for (s.rank = 0; s.rank < o->n_ranks; s.rank++) {
+        LH_TRY_OUT(lh_geometry_make(&g, d, k, k->act_bytes, &s));
+        lh_rank_plan_make(&p->ranks[s.rank], &g);
     }
     plan_messages(p, &g);
     p->n_ranks = o->n_ranks;
@@ -154,6 +180,8 @@ lh_status lh_plan_make(lh_plan **out, const lh_plan_opts *o)
     p->block_tokens = g.block;
     p->context_tokens = g.context;
     p->batch = g.max_sessions;
+    if (o->memory_bytes)
+        LH_TRY_OUT(plan_fits(p, o, d, k, &s));
     *out = p;
     p = NULL;
 out:

@@ -60,7 +60,7 @@ static lh_status print_plan(const lh_cli *c, const lh_plan *p, const char *backe
     return LH_OK;
 }
 
-static json_t *make_json(const lh_plan *p, json_t *fits)
+static json_t *make_json(const lh_plan *p, int has_memory)
 {
     json_t *ranks = json_array(), *messages = json_array();
     int bad = 0;
@@ -80,7 +80,10 @@ static json_t *make_json(const lh_plan *p, json_t *fits)
         bad |= json_array_append_new(
             messages, json_pack("{s:s,s:i,s:I}", "name", p->messages[i].name, "layers",
                                 p->messages[i].layers, "bytes", (json_int_t)p->messages[i].bytes));
-    json_t *json = json_pack("{s:o,s:o,s:o}", "ranks", ranks, "messages", messages, "fits", fits);
+    json_t *fits = has_memory ? json_boolean(p->fits) : json_null();
+    json_t *largest = has_memory ? json_integer(p->largest_context) : json_null();
+    json_t *json = json_pack("{s:o,s:o,s:o,s:o}", "ranks", ranks, "messages", messages, "fits",
+                             fits, "largest_context", largest);
     if (bad) {
         json_decref(json);
         json = NULL;
@@ -88,14 +91,13 @@ static json_t *make_json(const lh_plan *p, json_t *fits)
     return json;
 }
 
-/* The rank that needs most. */
-static int largest(const lh_plan *p)
+static size_t largest_total(const lh_plan *p)
 {
-    int at = 0;
+    size_t most = 0;
 
-    for (int r = 1; r < p->n_ranks; r++)
-        at = p->ranks[r].total > p->ranks[at].total ? r : at;
-    return at;
+    for (int r = 0; r < p->n_ranks; r++)
+        most = p->ranks[r].total > most ? p->ranks[r].total : most;
+    return most;
 }
 
 lh_status lh_cli_plan(lh_cli *c)
@@ -117,22 +119,22 @@ lh_status lh_cli_plan(lh_cli *c)
         .segment_tokens = lh_opt_number(o, LH_OPT_SEGMENT),
         .block_tokens = lh_opt_number(o, LH_OPT_BLOCK),
         .context_tokens = lh_opt_number(o, LH_OPT_CONTEXT),
-        .batch = lh_opt_given(o, LH_OPT_BATCH) ? (int)lh_opt_number(o, LH_OPT_BATCH) : 1};
+        .batch = lh_opt_given(o, LH_OPT_BATCH) ? (int)lh_opt_number(o, LH_OPT_BATCH) : 1,
+        .deterministic = (int)lh_opt_number(o, LH_OPT_DETERMINISTIC),
+        .memory_bytes = memory};
     LH_TRY_OUT(lh_plan_make(&p, &opts));
 
-    int worst = largest(p);
-    int fits = p->ranks[worst].total <= memory;
     if (!lh_cli_json_only(c)) {
         LH_TRY_OUT(print_plan(c, p, backend));
-        if (memory && fits)
-            LH_TRY_OUT(lh_cli_printf(c, "\nfits: at most %s of %s\n",
-                                     lh_cli_bytes(p->ranks[worst].total), lh_cli_bytes(memory)));
+        if (p->fits)
+            LH_TRY_OUT(lh_cli_printf(
+                c, "\nfits: at most %s of %s; the largest context that would fit is %s tokens\n",
+                lh_cli_bytes(largest_total(p)), lh_cli_bytes(memory),
+                lh_cli_number(p->largest_context)));
     }
     if (lh_opt_given(o, LH_OPT_JSON))
-        LH_TRY_OUT(lh_cli_write_json(c, make_json(p, memory ? json_boolean(fits) : json_null())));
-    LH_REQUIRE_OUT(!memory || fits, LH_ERR_NOMEM,
-                   "the plan does not fit: rank %d needs %zu bytes, has %zu (--memory)", worst,
-                   p->ranks[worst].total, memory);
+        LH_TRY_OUT(lh_cli_write_json(c, make_json(p, memory > 0)));
+    LH_REQUIRE_OUT(!memory || p->fits, LH_ERR_NOMEM, "%s", p->shortage);
 out:
     lh_plan_free(p);
     return st;

@@ -32,6 +32,11 @@ static void print_memory(const lh_engine *e)
                   lh_cli_bytes(used->weights_dense + used->weights_experts),
                   lh_cli_bytes(used->kda_state + used->conv_state + used->latent_cache),
                   lh_cli_bytes(used->workspace), lh_cli_bytes(used->communication));
+    if (strcmp(lh_engine_backend(e), "cpu") != 0)
+        (void)fprintf(stderr, "the GPU's driver counts %s %s than planned\n",
+                      lh_cli_bytes(used->total > plan->total ? used->total - plan->total
+                                                             : plan->total - used->total),
+                      used->total > plan->total ? "more" : "less");
 }
 
 static void print_cores(const lh_cli *c)

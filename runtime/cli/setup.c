@@ -124,6 +124,7 @@ lh_status lh_cli_open_engine(lh_cli *c, int64_t context, int max_sessions)
         .block_tokens = lh_opt_number(c->opts, LH_OPT_BLOCK),
         .context_tokens = context,
         .max_sessions = max_sessions,
+        .memory_bytes = (size_t)lh_opt_number(c->opts, LH_OPT_MEMORY),
         .peer_timeout_s = lh_opt_real(c->opts, LH_OPT_PEER_TIMEOUT),
         .allow_nonfinite = (int)lh_opt_number(c->opts, LH_OPT_ALLOW_NONFINITE),
         .deterministic = (int)lh_opt_number(c->opts, LH_OPT_DETERMINISTIC),
