@@ -21,6 +21,16 @@ static void print_phases(const lh_phase *p, int n)
                       p[i].mean_s > 0 ? p[i].max_s / p[i].mean_s : 1);
 }
 
+/* Every rank loads the dense weights, and its own experts. */
+static void print_load(const lh_engine *e, double seconds)
+{
+    size_t bytes = lh_engine_model(e)->weight_bytes +
+                   (size_t)(lh_engine_size(e) - 1) * lh_engine_plan(e)->weights_dense;
+
+    (void)fprintf(stderr, "load: %s on all ranks in %.2f s, %.2f GB/s\n", lh_cli_bytes(bytes),
+                  seconds, seconds > 0 ? (double)bytes * 1e-9 / seconds : 0);
+}
+
 static void print_memory(const lh_engine *e)
 {
     const lh_rank_plan *plan = lh_engine_plan(e), *used = lh_engine_used(e);
@@ -89,6 +99,8 @@ lh_status lh_cli_report(lh_cli *c, const char *digest, json_t *json)
     LH_TRY(lh_engine_phases(c->engine, phases, MAX_PHASES, &n));
     if (lh_cli_talks(c)) {
         print_phases(phases, n);
+        if (n > 0 && strcmp(phases[0].name, "load") == 0)
+            print_load(c->engine, phases[0].max_s);
         print_memory(c->engine);
         print_cores(c);
         if (digest)

@@ -154,6 +154,8 @@ void lh_cli_progress(void *cli, const lh_progress *p)
     int terminal = isatty(STDERR_FILENO), is_bytes = strcmp(p->phase, "prefill") != 0;
     double now = lh_log_seconds(), rate = p->seconds > 0 ? (double)p->done / p->seconds : 0;
     double left_s = rate > 0 ? (double)(p->total - p->done) / rate : 0;
+    const char *own = c->rank.size > 1 ? " on rank 0" : "", *unit = is_bytes ? own : " tokens";
+    char speed[48];
 
     if (!lh_cli_talks(c))
         return;
@@ -167,12 +169,14 @@ void lh_cli_progress(void *cli, const lh_progress *p)
                  : p->seconds < PROGRESS_LINE_S || now - c->progress_shown < PROGRESS_LINE_S)
         return;
     c->progress_shown = now;
-    (void)fprintf(stderr, "%s%s %s of %s%s, %s%s/s, %.0f s left%s", terminal ? "\r" : "", p->phase,
+    if (is_bytes)
+        (void)snprintf(speed, sizeof speed, "%.2f GB/s", rate * 1e-9);
+    else
+        (void)snprintf(speed, sizeof speed, "%s tokens/s", lh_cli_number((int64_t)rate));
+    (void)fprintf(stderr, "%s%s %s of %s%s, %s, %.0f s left%s", terminal ? "\r" : "", p->phase,
                   is_bytes ? lh_cli_bytes((size_t)p->done) : lh_cli_number(p->done),
-                  is_bytes ? lh_cli_bytes((size_t)p->total) : lh_cli_number(p->total),
-                  is_bytes ? "" : " tokens",
-                  is_bytes ? lh_cli_bytes((size_t)rate) : lh_cli_number((int64_t)rate),
-                  is_bytes ? "" : " tokens", left_s, terminal ? "\033[K" : "\n");
+                  is_bytes ? lh_cli_bytes((size_t)p->total) : lh_cli_number(p->total), unit, speed,
+                  left_s, terminal ? "\033[K" : "\n");
 }
 
 int lh_cli_is_end(const lh_cli *c, int32_t token)
