@@ -104,6 +104,9 @@ bad_input()
     echo '{"prompt": "x", "temperatur": 1}' >"$work/batch"
     mkdir "$work/model"
     echo '{' >"$work/model/config.json"
+    mkdir "$work/fifo"
+    cp "$sources/models/needle/"*.json "$work/fifo"
+    mkfifo "$work/fifo/tiktoken.model"
 
     fails 66 'cannot be opened' generate --prompt-file "$work/none"
     fails 66 'cannot be written' generate --prompt x --json "$work/none/x"
@@ -116,6 +119,7 @@ bad_input()
     fails 65 'item 2' logits --tokens "$work/ids"
     fails 65 'JSON array' logits --tokens "$work/long"
     fails 65 'config.json' generate --prompt x --model "$work/model"
+    fails 65 'tiktoken.model: not a regular file' generate --prompt x --model "$work/fifo"
 }
 
 results()
@@ -202,14 +206,36 @@ others()
     fails 66 'nosuch.xml' topo --xml "$work/nosuch.xml"
     fails 65 'not a machine' topo --xml "$sources/tests/check.h"
     gives '"bound": "not bound"' 1 info --json - --backend cpu
-    gives '' 3 generate --prompt x --max-tokens 1
+    gives '"text"' 3 generate --prompt x --max-tokens 1 --json -
     grep -q '^threads of rank 0: [0-9]*, ' "$work/err" || complain 'no binding in the summary'
+    grep -q '^load: 41.7 MiB on all ranks in .* GB/s$' "$work/err" || complain 'no speed of loading in the summary'
     gives '--haystack' 1 needle --help
     gives 'longhaul 0.' 3 --version
 }
 
+# What does not fit is refused, and the context that it names then fits.
+memory()
+{
+    local ranks largest
+    local narrow=(generate --prompt x --max-tokens 1 --threads 1 --memory 60m)
+    local huge=(generate --prompts "$work/many" --batch 4096 --context 1m --backend cpu)
+    yes '{"prompt": "x"}' | head -4096 >"$work/many" || true # yes ends by a closed pipe
+    for ranks in 1 3; do
+        counts=$ranks fails 71 'the plan does not fit: rank 0 needs' "${narrow[@]}" --context 100k
+        largest=$(sed -n 's/.*, 62914560 are there (--memory); the largest context that would fit is \([0-9]*\) tokens$/\1/p' "$work/err")
+        gives '"text"' "$ranks" "${narrow[@]}" --context "$largest" --quiet --json -
+        counts=$ranks fails 71 "is $largest tokens" "${narrow[@]}" --context $((largest + 1))
+    done
+    fails 71 'no context would fit' generate --prompt x --memory 1m
+    counts=1 fails 71 '(free memory)' "${huge[@]}"
+    counts=3 fails 71 'rank 0 and 2 others on' "${huge[@]}"
+    gives '"largest_context": 512' 1 plan --json - --backend cpu --context 512 --memory 60m --threads 2
+    gives 'largest context that would fit is 1,048,576 tokens' 1 plan --backend cpu --memory 100g
+}
+
 usage
 bad_input
+memory
 results
 random_weights
 others
