@@ -1,5 +1,6 @@
 #include "parallel/comm.h"
 
+#include <math.h>
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
@@ -11,7 +12,8 @@
 
 #define SPINS 100         /* polls before the core is given away */
 #define NAP_AFTER_S 0.010 /* seconds without news before polls are spaced out */
-#define NAP_NS 50000
+#define NAP_S 0.000050
+#define LONG_NAP_S 0.002
 
 /* Arguments are checked and bytes counted here, once for all backends. */
 
@@ -83,10 +85,14 @@ double lh_comm_idle(const lh_comm *c, unsigned n_polls, double since)
     double waited = lh_log_seconds() - since;
     if (waited > c->timeout_s)
         return waited;
-    if (waited < NAP_AFTER_S)
+    if (waited < NAP_AFTER_S) {
         (void)sched_yield();
-    else
-        (void)nanosleep(&(struct timespec){.tv_nsec = NAP_NS}, NULL);
+        return 0;
+    }
+    /* Where there is no deadline a wait may be for minutes, beside ranks that compute: naps grow
+     * with it. */
+    double nap = isinf(c->timeout_s) ? fmin(fmax(waited / 100, NAP_S), LONG_NAP_S) : NAP_S;
+    (void)nanosleep(&(struct timespec){.tv_nsec = (long)(1e9 * nap)}, NULL);
     return 0;
 }
 

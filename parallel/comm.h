@@ -56,7 +56,7 @@ struct lh_comm {
     const lh_comm_ops *ops;
     lh_comm *host; /* takes what comes without a stream; NULL: this one */
     int rank, size;
-    double timeout_s;    /* limit of every wait */
+    double timeout_s;    /* limit of every wait; INFINITY: none */
     const char *what;    /* lh_comm_at: phase; a literal */
     int layer;           /* lh_comm_at: layer, or -1 */
     uint64_t bytes_sent; /* to other ranks, since creation; for the report */
@@ -69,9 +69,15 @@ lh_status lh_comm_self_create(lh_comm **out);
 /*
  * Over all ranks of the MPI job, on a duplicate of MPI_COMM_WORLD. Initializes MPI if it is not;
  * MPI is finalized by lh_comm_mpi_finalize. Waits poll, and yield the core when nothing comes, so
- * that more ranks than cores get on. LH_ERR_UNAVAILABLE: built without MPI.
+ * that more ranks than cores get on. With timeout_s INFINITY waits have no deadline, and long ones
+ * sleep so much between polls that they take no time from other ranks. LH_ERR_UNAVAILABLE: built
+ * without MPI.
  */
 lh_status lh_comm_mpi_create(lh_comm **out, double timeout_s);
+
+/* The same over the job's first n_ranks ranks, with the numbers that they have in the job. They
+ * alone call it; abort still ends the whole job. */
+lh_status lh_comm_mpi_create_first(lh_comm **out, int n_ranks, double timeout_s);
 
 /*
  * Over the ranks of `boot` (mpi, or self for one rank), each with the GPU of its stream `s`, no two

@@ -357,7 +357,8 @@ static void mpi_progress(lh_comm *c)
 
 static void mpi_abort(lh_comm *c, int exit_code)
 {
-    (void)MPI_Abort(((mpi_comm *)c)->comm, exit_code);
+    (void)c; /* perhaps of a few ranks only: the others would wait for ever */
+    (void)MPI_Abort(MPI_COMM_WORLD, exit_code);
     _exit(exit_code);
 }
 
@@ -419,8 +420,34 @@ out:
     return st;
 }
 
+/* A communicator of its own over all ranks (n_ranks 0), or over the first n_ranks. */
+static lh_status duplicate(MPI_Comm *out, int n_ranks)
+{
+    lh_status st = LH_OK;
+    MPI_Group all = MPI_GROUP_NULL, first = MPI_GROUP_NULL;
+    int range[1][3] = {{0, n_ranks - 1, 1}}, rank = 0, size = 0;
+
+    if (n_ranks == 0) {
+        MPI_TRY_OUT("MPI_Comm_dup", MPI_Comm_dup(MPI_COMM_WORLD, out));
+        return LH_OK;
+    }
+    MPI_TRY_OUT("MPI_Comm_rank", MPI_Comm_rank(MPI_COMM_WORLD, &rank));
+    MPI_TRY_OUT("MPI_Comm_size", MPI_Comm_size(MPI_COMM_WORLD, &size));
+    LH_REQUIRE(rank < n_ranks && n_ranks <= size, LH_ERR_INVALID,
+               "rank %d of %d in a communicator of the first %d", rank, size, n_ranks);
+    MPI_TRY_OUT("MPI_Comm_group", MPI_Comm_group(MPI_COMM_WORLD, &all));
+    MPI_TRY_OUT("MPI_Group_range_incl", MPI_Group_range_incl(all, 1, range, &first));
+    MPI_TRY_OUT("MPI_Comm_create_group", MPI_Comm_create_group(MPI_COMM_WORLD, first, 0, out));
+out:
+    if (first != MPI_GROUP_NULL)
+        (void)MPI_Group_free(&first);
+    if (all != MPI_GROUP_NULL)
+        (void)MPI_Group_free(&all);
+    return st;
+}
+
 /* Only here MPI is left to wait by itself, as it is while it starts. */
-lh_status lh_comm_mpi_create(lh_comm **out, double timeout_s)
+static lh_status create(lh_comm **out, int n_ranks, double timeout_s)
 {
     lh_status st = LH_OK;
     MPI_Comm dup = MPI_COMM_NULL;
@@ -430,7 +457,7 @@ lh_status lh_comm_mpi_create(lh_comm **out, double timeout_s)
 
     LH_REQUIRE(timeout_s > 0, LH_ERR_INVALID, "a timeout of %g s, expected more than 0", timeout_s);
     LH_TRY(begin_mpi());
-    MPI_TRY_OUT("MPI_Comm_dup", MPI_Comm_dup(MPI_COMM_WORLD, &dup));
+    LH_TRY(duplicate(&dup, n_ranks));
     MPI_TRY_OUT("MPI_Comm_set_errhandler", MPI_Comm_set_errhandler(dup, MPI_ERRORS_RETURN));
     MPI_TRY_OUT("MPI_Comm_rank", MPI_Comm_rank(dup, &rank));
     MPI_TRY_OUT("MPI_Comm_size", MPI_Comm_size(dup, &size));
@@ -456,6 +483,17 @@ out:
     if (dup != MPI_COMM_NULL)
         (void)MPI_Comm_free(&dup);
     return st;
+}
+
+lh_status lh_comm_mpi_create(lh_comm **out, double timeout_s)
+{
+    return create(out, 0, timeout_s);
+}
+
+lh_status lh_comm_mpi_create_first(lh_comm **out, int n_ranks, double timeout_s)
+{
+    LH_REQUIRE(n_ranks >= 1, LH_ERR_INVALID, "a communicator of %d ranks", n_ranks);
+    return create(out, n_ranks, timeout_s);
 }
 
 void lh_comm_mpi_finalize(void)

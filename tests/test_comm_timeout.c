@@ -7,6 +7,7 @@
  *   piece     rank 1 names a size that ends where a piece does, rank 0 expects another
  *   step      rank 1 is in another operation
  *   abort     rank 1 ends the job with code 75
+ *   first     the same over a communicator of ranks 0 and 1, while rank 2 waits in the job's
  *
  * What counts is what the ranks print and the exit code; test_faults.sh looks at both.
  */
@@ -86,6 +87,17 @@ static void out_of_step(void)
     }
 }
 
+static void abort_first(void)
+{
+    lh_comm *first = comm;
+
+    if (comm->rank < 2)
+        CHECK_OK(lh_comm_mpi_create_first(&first, 2, TIMEOUT_S));
+    if (comm->rank == 1)
+        lh_comm_abort(first, 75);
+    (void)lh_comm_bcast(first, buffer, 8, 1, NULL);
+}
+
 int main(int argc, char **argv)
 {
     const char *fault = argc > 1 ? argv[1] : "";
@@ -112,6 +124,8 @@ int main(int argc, char **argv)
         lh_comm_abort(comm, 75);
     else if (strcmp(fault, "abort") == 0)
         (void)lh_comm_bcast(comm, buffer, 8, 1, NULL);
+    else if (strcmp(fault, "first") == 0)
+        abort_first();
     else
         CHECK_MSG(0, "unknown fault '%s'", fault);
     check_ran++;

@@ -31,4 +31,5 @@ for fault in less more much-more piece step; do
 done
 expect 0 3 slow
 expect 75 0 abort
+expect 75 0 first
 exit $((failures > 0))
