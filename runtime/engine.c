@@ -336,11 +336,13 @@ lh_status lh_engine_open(lh_engine **out, const lh_engine_opts *o)
     e->progress = o->progress;
     e->user = o->user;
     e->allow_nonfinite = o->allow_nonfinite;
-    if (o->use_mpi)
-        LH_TRY_OUT(lh_comm_mpi_create(&e->boot, o->peer_timeout_s > 0 ? o->peer_timeout_s
-                                                                      : DEFAULT_PEER_TIMEOUT_S));
-    else
+    double timeout_s = o->peer_timeout_s > 0 ? o->peer_timeout_s : DEFAULT_PEER_TIMEOUT_S;
+    if (!o->use_mpi || o->n_ranks == 1)
         LH_TRY_OUT(lh_comm_self_create(&e->boot));
+    else if (o->n_ranks > 0)
+        LH_TRY_OUT(lh_comm_mpi_create_first(&e->boot, o->n_ranks, timeout_s));
+    else
+        LH_TRY_OUT(lh_comm_mpi_create(&e->boot, timeout_s));
     e->comm = e->boot;
     lh_log_set_rank(e->comm->rank, e->comm->size);
     lh_comm_at(e->comm, "set-up", -1);

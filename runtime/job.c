@@ -1,9 +1,8 @@
+#include <math.h>
 #include <stdlib.h>
 
 #include "parallel/comm.h"
 #include "runtime/longhaul.h"
-
-#define NO_DEADLINE_S 1e9
 
 struct lh_job {
     lh_comm *comm;
@@ -15,8 +14,7 @@ lh_status lh_job_open(lh_job **out, int use_mpi)
     lh_job *j = calloc(1, sizeof *j);
 
     LH_REQUIRE(j, LH_ERR_NOMEM, "the job's record: out of memory");
-    LH_TRY_OUT(use_mpi ? lh_comm_mpi_create(&j->comm, NO_DEADLINE_S)
-                       : lh_comm_self_create(&j->comm));
+    LH_TRY_OUT(use_mpi ? lh_comm_mpi_create(&j->comm, INFINITY) : lh_comm_self_create(&j->comm));
     *out = j;
     j = NULL;
 out:
@@ -30,6 +28,11 @@ void lh_job_close(lh_job *j)
         return;
     lh_comm_destroy(j->comm);
     free(j);
+}
+
+void lh_job_abort(lh_job *j, lh_status why)
+{
+    lh_comm_abort(j->comm, lh_exit_code(why));
 }
 
 lh_status lh_job_agree(lh_job *j, lh_status mine)

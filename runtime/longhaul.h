@@ -44,6 +44,8 @@ typedef struct lh_job lh_job;
 lh_status lh_job_open(lh_job **out, int use_mpi);
 /* Accepts NULL. MPI goes on until lh_runtime_finalize. */
 void lh_job_close(lh_job *j);
+/* Ends the whole job at once with the exit code of `why`. On one rank it returns. */
+void lh_job_abort(lh_job *j, lh_status why);
 /* Collective. agree: LH_OK when all bring it; else the lowest failing rank has its own status, the
  * others LH_ERR_PEER. bcast: rank 0's bytes to all. */
 lh_status lh_job_agree(lh_job *j, lh_status mine);
@@ -63,6 +65,8 @@ typedef struct lh_engine_opts {
     const char *model_dir;
     const char *backend;    /* "auto", "cpu", "cuda"; NULL is "auto" */
     int use_mpi;            /* 1: a rank of an MPI job; 0: alone */
+    int n_ranks;            /* only the job's first so many ranks take part, and they alone call;
+                               0: all. A single one ends the job by lh_job_abort */
     int n_threads;          /* of this rank, >= 1 */
     int64_t segment_tokens; /* grid of state passing; 0: 512. A multiple of 64, at most 65,536 */
     int64_t block_tokens;   /* tokens of a prefill block; 0: chosen. Rounded up to whole segments */
@@ -311,8 +315,12 @@ typedef struct lh_phase {
     uint64_t calls;              /* of rank 0 */
 } lh_phase;
 
-/* Phases since the engine was opened; at most `max`, returns how many in *n. Collective. */
+/* Phases since the engine was opened, or since the last lh_engine_phases_reset; at most `max`,
+ * returns how many in *n. Collective. */
 lh_status lh_engine_phases(lh_engine *e, lh_phase *out, int max, int *n);
+
+/* Not collective, but all ranks must do it. */
+void lh_engine_phases_reset(lh_engine *e);
 
 /* Adds time that the program itself spent choosing tokens to the phase "sample". */
 void lh_engine_count(lh_engine *e, double sample_seconds);

@@ -51,6 +51,12 @@ void lh_engine_count(lh_engine *e, double sample_seconds)
     e->clock.of[LH_PHASE_SAMPLE].calls++;
 }
 
+void lh_engine_phases_reset(lh_engine *e)
+{
+    lh_enter(e, LH_PHASE_NONE, -1);
+    memset(e->clock.of, 0, sizeof e->clock.of);
+}
+
 lh_status lh_engine_phases(lh_engine *e, lh_phase *out, int max, int *n)
 {
     lh_status st = LH_OK;
