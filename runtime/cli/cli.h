@@ -9,6 +9,7 @@
 #include <jansson.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "base/opts.h"
 #include "launch/launch.h"
@@ -115,9 +116,15 @@ lh_status lh_cli_write_json(const lh_cli *c, json_t *value);
 /* A file of rank 0, whole. */
 lh_status lh_cli_write_file(const char *path, const char *bytes, size_t n);
 
-/* "1,234,567" and "1.5 GiB", in a ring of buffers: good for one printf. */
+/* The same, with what `print` prints of `what`. */
+lh_status lh_cli_print_file(const char *path, void (*print)(FILE *f, const void *what),
+                            const void *what);
+
+/* "1,234,567", "1.5 GiB" and, of tokens, "4k" or "4097", in a ring of buffers: good for one printf.
+ */
 const char *lh_cli_number(int64_t x);
 const char *lh_cli_bytes(size_t bytes);
+const char *lh_cli_length(int64_t tokens);
 
 /* ------------------------------------------------------------------ report */
 

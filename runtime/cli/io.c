@@ -215,6 +215,21 @@ lh_status lh_cli_write_file(const char *path, const char *bytes, size_t n)
     return LH_OK;
 }
 
+lh_status lh_cli_print_file(const char *path, void (*print)(FILE *f, const void *what),
+                            const void *what)
+{
+    char *text = NULL;
+    size_t n = 0;
+    FILE *f = open_memstream(&text, &n);
+
+    LH_REQUIRE(f, LH_ERR_NOMEM, "%s: out of memory", path);
+    print(f, what);
+    lh_status st = fclose(f) == 0 ? lh_cli_write_file(path, text, n)
+                                  : LH_FAIL(LH_ERR_NOMEM, "%s: out of memory", path);
+    free(text);
+    return st;
+}
+
 lh_status lh_cli_write_json(const lh_cli *c, json_t *value)
 {
     const char *path = lh_opt_text(c->opts, LH_OPT_JSON);
@@ -268,5 +283,14 @@ const char *lh_cli_bytes(size_t bytes)
     for (; x >= 1023.5 && unit < 5; unit++)
         x /= 1024;
     (void)snprintf(out, 32, unit > 0 && x < 99.95 ? "%.1f %s" : "%.0f %s", x, units[unit]);
+    return out;
+}
+
+const char *lh_cli_length(int64_t tokens)
+{
+    char *out = next_text();
+
+    (void)snprintf(out, 32, tokens % 1024 == 0 ? "%lldk" : "%lld",
+                   (long long)(tokens % 1024 == 0 ? tokens / 1024 : tokens));
     return out;
 }

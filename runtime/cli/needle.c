@@ -181,11 +181,9 @@ static lh_status print_head(const lh_cli *c, const needle *w)
 static lh_status print_row(const lh_cli *c, const needle *w, int l)
 {
     const int *found = w->found + l * w->depths->n_items;
-    char name[24];
     int sum = 0;
 
-    lh_needle_length_name(w->lengths->items.sizes[l], name);
-    LH_TRY(lh_cli_printf(c, "%-8s", name));
+    LH_TRY(lh_cli_printf(c, "%-8s", lh_cli_length(w->lengths->items.sizes[l])));
     for (int d = 0; d < w->depths->n_items; d++) {
         LH_TRY(lh_cli_printf(c, " %4.0f%%", 100.0 * found[d] / w->trials));
         sum += found[d];

@@ -17,8 +17,4 @@ typedef struct lh_needle_grid {
 
 /* A heat map: lengths from left to right, depths from top to bottom. */
 lh_status lh_needle_svg(const char *path, const lh_needle_grid *g);
-
-/* "4k" for 4096, else the number. */
-void lh_needle_length_name(int64_t length, char out[24]);
-
 #endif

@@ -1,6 +1,4 @@
-#include <stdarg.h>
 #include <stdio.h>
-#include <stdlib.h>
 
 #include "runtime/cli/needle.h"
 
@@ -11,14 +9,6 @@
 #define RIGHT 24
 #define BOTTOM 60
 #define MIN_W 420 /* the title's */
-
-void lh_needle_length_name(int64_t length, char out[24])
-{
-    if (length % 1024 == 0)
-        (void)snprintf(out, 24, "%lldk", (long long)(length / 1024));
-    else
-        (void)snprintf(out, 24, "%lld", (long long)length);
-}
 
 /* From a pale to a deep blue: the lightness alone carries the value, so it also prints in grey. */
 static void colour(double recall, char out[8])
@@ -44,10 +34,10 @@ static void cell(FILE *f, int x, int y, int found, int trials)
                   100 * recall);
 }
 
-static void draw(FILE *f, const lh_needle_grid *g)
+static void draw(FILE *f, const void *grid)
 {
+    const lh_needle_grid *g = grid;
     int width = LEFT + g->n_lengths * CELL_W + RIGHT, base = TOP + g->n_depths * CELL_H;
-    char name[24];
 
     width = width > MIN_W ? width : MIN_W;
     (void)fprintf(
@@ -66,11 +56,9 @@ static void draw(FILE *f, const lh_needle_grid *g)
         for (int l = 0; l < g->n_lengths; l++)
             cell(f, LEFT + l * CELL_W, y, g->found[l * g->n_depths + d], g->trials);
     }
-    for (int l = 0; l < g->n_lengths; l++) {
-        lh_needle_length_name(g->lengths[l], name);
+    for (int l = 0; l < g->n_lengths; l++)
         (void)fprintf(f, "<text x=\"%d\" y=\"%d\" text-anchor=\"middle\">%s</text>\n",
-                      LEFT + l * CELL_W + CELL_W / 2 - 1, base + 18, name);
-    }
+                      LEFT + l * CELL_W + CELL_W / 2 - 1, base + 18, lh_cli_length(g->lengths[l]));
     (void)fprintf(f,
                   "<text x=\"%d\" y=\"%d\" fill=\"#52606d\">length of the prompt in tokens</text>\n"
                   "<text transform=\"translate(20 %d) rotate(-90)\" text-anchor=\"middle\" "
@@ -80,14 +68,5 @@ static void draw(FILE *f, const lh_needle_grid *g)
 
 lh_status lh_needle_svg(const char *path, const lh_needle_grid *g)
 {
-    char *text = NULL;
-    size_t n = 0;
-    FILE *f = open_memstream(&text, &n);
-
-    LH_REQUIRE(f, LH_ERR_NOMEM, "%s: out of memory", path);
-    draw(f, g);
-    lh_status st = fclose(f) == 0 ? lh_cli_write_file(path, text, n)
-                                  : LH_FAIL(LH_ERR_NOMEM, "%s: out of memory", path);
-    free(text);
-    return st;
+    return lh_cli_print_file(path, draw, g);
 }
