@@ -30,6 +30,7 @@ extern "C" {
     X(PLAN, "plan", "memory of every rank and messages of every layer, from config.json")          \
     X(SCORE, "score", "negative log-likelihood of a text, token by token")                         \
     X(BENCH, "bench", "speed of this machine on this model: prefill and decode")                   \
+    X(SCALE, "scale", "speed on more and more of the ranks: strong and weak scaling, decoding")    \
     X(SYNTH, "synth", "write a checkpoint of random weights for a config")                         \
     X(TOPO, "topo", "this machine, and where ranks go on it")                                      \
     X(INFO, "info", "version, build, settings with their origin")
@@ -57,7 +58,8 @@ typedef enum lh_opt_type {
 #define LH_C(id) (1u << LH_CMD_##id)
 #define LH_C_ALL (~0u)
 #define LH_C_RUN (LH_C(GENERATE) | LH_C(NEEDLE) | LH_C(LOGITS) | LH_C(SCORE) | LH_C(BENCH))
-#define LH_C_SYNTH (LH_C(SYNTH) | LH_C(BENCH) | LH_C(LOGITS)) /* synthetic weights */
+/* With synthetic weights. */
+#define LH_C_SYNTH (LH_C(SYNTH) | LH_C(BENCH) | LH_C(SCALE) | LH_C(LOGITS))
 
 /* id, flag, type, least, most, default, commands, argument, help. A default in parentheses is said
  * in words: the value is then 0, NULL or empty, and the command knows what to do. */
@@ -85,12 +87,16 @@ typedef enum lh_opt_type {
       "FILE", "text to hide the number in; repeatable")                                            \
     X(LENGTHS, "lengths", SIZES, 64, 1 << 30, "1k,4k,16k", LH_C(NEEDLE), "TOKENS,..",              \
       "lengths of the whole prompt")                                                               \
+    X(SCALE_LENGTHS, "lengths", SIZES, 2, 1 << 30, "4k,16k", LH_C(SCALE), "TOKENS,..",             \
+      "of the prompt (strong, decoding), or for each rank (weak)")                                 \
+    X(COUNTS, "counts", SIZES, 1, 65536, "(powers of two, and all)", LH_C(SCALE), "RANKS,..",      \
+      "how many of the ranks take part")                                                           \
     X(DEPTHS, "depths", SIZES, 0, 100, "0,25,50,75,100", LH_C(NEEDLE), "PERCENT,..",               \
       "where the number stands; 0 is the beginning")                                               \
     X(TRIALS, "trials", INT, 1, 1 << 20, "1", LH_C(NEEDLE), "N",                                   \
       "questions for each length and depth")                                                       \
-    X(SVG, "svg", TEXT, 0, 0, "(none)", LH_C(NEEDLE) | LH_C(TOPO), "FILE",                         \
-      "needle: the recall as a heat map; topo: the machine as a picture")                          \
+    X(SVG, "svg", TEXT, 0, 0, "(none)", LH_C(NEEDLE) | LH_C(TOPO) | LH_C(SCALE), "FILE",           \
+      "a picture: the recall as a heat map, the machine, the scaling")                             \
     X(SEED, "seed", INT, 0, INT64_MAX, "0", LH_C(GENERATE) | LH_C(NEEDLE) | LH_C_SYNTH, "N",       \
       "of everything random")                                                                      \
     X(TOKENS, "tokens", TEXT, 0, 0, "(standard input)", LH_C(LOGITS) | LH_C(SCORE), "FILE",        \
@@ -102,7 +108,7 @@ typedef enum lh_opt_type {
       "logits: safetensors of logits [last, vocab] f32, greedy [N] i64; synth: a new directory")   \
     X(CONFIG, "config", TEXT, 0, 0, "(none)", LH_C(SYNTH), "FILE", "the model's config.json")      \
     X(SHARDS, "shards", INT, 1, 4096, "(of at most 5 GB)", LH_C(SYNTH), "N", "files of weights")   \
-    X(WEIGHTS, "weights", CHOICE, 0, 0, "checkpoint", LH_C(BENCH) | LH_C(LOGITS),                  \
+    X(WEIGHTS, "weights", CHOICE, 0, 0, "checkpoint", LH_C(BENCH) | LH_C(SCALE) | LH_C(LOGITS),    \
       "checkpoint|synthetic", "synthetic: random, config.json is all that is read")                \
     X(ROUTER_SKEW, "router-skew", REAL, 0, 100, "0", LH_C_SYNTH, "X",                              \
       "of synthetic weights: 0 loads experts alike, 1 favours some, 4 uses few")                   \
@@ -111,7 +117,8 @@ typedef enum lh_opt_type {
     X(DECODE_AT, "decode", SIZES, 2, 1 << 30, "1k,4k", LH_C(BENCH), "TOKENS,..",                   \
       "lengths of contexts after which tokens are decoded")                                        \
     X(REPEAT, "repeat", INT, 1, 1000, "5", LH_C(BENCH), "N", "measurements of each length")        \
-    X(CSV, "csv", TEXT, 0, 0, "(none)", LH_C(BENCH), "FILE", "the tables as CSV")                  \
+    X(SCALE_REPEAT, "repeat", INT, 1, 1000, "3", LH_C(SCALE), "N", "measurements of each row")     \
+    X(CSV, "csv", TEXT, 0, 0, "(none)", LH_C(BENCH) | LH_C(SCALE), "FILE", "the tables as CSV")    \
     X(FILE, "file", TEXT, 0, 0, "(standard input)", LH_C(TOKENIZE) | LH_C(SCORE), "FILE",          \
       "what to read")                                                                              \
     X(DECODE, "decode", FLAG, 0, 1, "0", LH_C(TOKENIZE), "", "JSON array of ids to text")          \

@@ -179,6 +179,52 @@ random_weights()
     gives '"perplexity"' 1 score --tokens "$work/ids" --json - --quiet
 }
 
+# check WHAT COMMAND..: the command's last words are true.
+check()
+{
+    local what=$1
+    shift
+    tests=$((tests + 1))
+    "$@" || complain "$what"
+}
+
+scaling()
+{
+    local beta=$sources/tests/golden/beta
+    local small=(--model "$beta" --weights synthetic --segment 64 --threads 1 --repeat 2)
+
+    gives 'VALID: the logits of every row' 3 scale "${small[@]}" --lengths 70,200 --counts 3,1,2 --quiet \
+        --csv "$work/scale.csv" --svg "$work/scale.svg" --json "$work/scale.json"
+    check 'scale: the same bits' grep -q 'ran it (the same bits)$' "$work/out"
+    check 'scale --csv: rows' [ "$(grep -cE '^(strong|weak|decode),[0-9]+,[123],1,cpu,' "$work/scale.csv")" -eq 18 ]
+    check 'scale --csv: columns' [ "$(awk -F, 'NF != 16' "$work/scale.csv" | wc -l)" -eq 0 ]
+    check 'scale --csv: the smallest count' [ "$(grep -cE ',1,1,cpu,.*,1\.0000,1\.0000,' "$work/scale.csv")" -eq 6 ]
+    check 'scale --csv: weak' grep -q '^weak,600,3,' "$work/scale.csv"
+    check 'scale --json' [ "$(grep -cE '"(strong|weak|decode|valid|efficiency|imbalance)":' "$work/scale.json")" -eq 40 ]
+    check 'scale --svg: lines' [ "$(grep -c '<polyline class="data"' "$work/scale.svg")" -eq 4 ]
+    check 'scale --svg: title' grep -q 'cpu, 1 thread on each rank, synthetic weights, commit' "$work/scale.svg"
+    if command -v xmllint >/dev/null; then
+        check 'scale --svg: XML' xmllint --noout "$work/scale.svg"
+    fi
+    gives 'decoding of one sequence' 1 scale "${small[@]}" --lengths 2 --svg "$work/scale.svg"
+    fails 64 "expected 1 to the job's" scale --counts 1,4
+    fails 64 '--counts: ' scale --counts 0
+    fails 64 "at most the context's 100" scale "${small[@]}" --lengths 90 --context 100 --counts 1
+    counts=3
+    fails 64 '--counts: 2 is there twice' scale --counts 2,1,2
+    fails 64 "at most the context's 200" scale "${small[@]}" --lengths 90 --context 200 --repeat 1
+
+    # A fault of the ranks at work ends those that wait, too.
+    mkdir "$work/nan"
+    cp "$beta/config.json" "$beta/model.safetensors" "$work/nan"
+    truncate -s -8192 "$work/nan/model.safetensors"
+    fails 65 'model.safetensors' scale --model "$work/nan" --lengths 70 --counts 2
+    head -c 8192 /dev/zero | tr '\0' '\377' >>"$work/nan/model.safetensors"
+    fails 65 'not finite' scale --model "$work/nan" --lengths 70 --counts 1,3
+    fails 65 'not finite' scale --model "$work/nan" --lengths 70 --counts 2
+    counts='1 3'
+}
+
 others()
 {
     "$program" tokenize --file "$work/question" >"$work/ids.json"
@@ -238,6 +284,7 @@ bad_input
 memory
 results
 random_weights
+scaling
 others
 echo "$tests tests, $failed failed"
 [ "$failed" -eq 0 ]

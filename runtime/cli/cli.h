@@ -24,6 +24,7 @@ typedef struct lh_cli {
     lh_job *job;             /* NULL in commands of rank 0 alone */
     lh_tokenizer *tokenizer; /* lh_cli_open_model */
     lh_model_info model;     /* lh_cli_open_config */
+    int n_ranks;             /* of the engine: the first so many, and the others wait; 0: all */
     lh_engine *engine;       /* lh_cli_open_engine */
     double progress_shown;   /* second of the last line of progress */
 } lh_cli;
@@ -39,6 +40,7 @@ lh_status lh_cli_topo(lh_cli *c);
 lh_status lh_cli_info(lh_cli *c);
 lh_status lh_cli_score(lh_cli *c);
 lh_status lh_cli_bench(lh_cli *c);
+lh_status lh_cli_scale(lh_cli *c);
 lh_status lh_cli_synth(lh_cli *c);
 
 /* The commit that was built, for reports; made by the build. */
@@ -66,7 +68,8 @@ void lh_cli_bind(lh_cli *c);
 /* "bound by longhaul", .. */
 const char *lh_cli_bound_text(lh_bound_by by);
 
-/* The engine, for sessions of at most `context` tokens. Binds the rank first. Collective. */
+/* The engine, for sessions of at most `context` tokens. Binds the rank first. Collective over
+ * c->n_ranks. */
 lh_status lh_cli_open_engine(lh_cli *c, int64_t context, int max_sessions);
 
 /* Ends engine and job in their order. Collective. */

@@ -23,7 +23,7 @@ static const struct {
     [LH_CMD_INSPECT] = {lh_cli_inspect, 0},   [LH_CMD_PLAN] = {lh_cli_plan, 0},
     [LH_CMD_INFO] = {lh_cli_info, 0},         [LH_CMD_SCORE] = {lh_cli_score, 1},
     [LH_CMD_BENCH] = {lh_cli_bench, 1},       [LH_CMD_SYNTH] = {lh_cli_synth, 0},
-    [LH_CMD_TOPO] = {lh_cli_topo, 1},
+    [LH_CMD_TOPO] = {lh_cli_topo, 1},         [LH_CMD_SCALE] = {lh_cli_scale, 1},
 };
 
 static char line_start[64] = "longhaul: ";
@@ -97,13 +97,25 @@ static void say_error(lh_status st)
     LH_LOG_D("main", "%s at %s", lh_status_name(st), lh_last_error_where());
 }
 
-/* Once an engine runs, ranks fail apart, and a rank that fails alone must take the others along. */
+/*
+ * Once an engine runs, ranks fail apart, and the one that knows why must take the others along; so
+ * must one of a few ranks that the others wait for. Who heard of it stays for that: a rank that
+ * leaves MPI while another aborts has made mpirun itself crash or hang.
+ */
 static int end(lh_cli *c, lh_status st)
 {
+    const struct timespec stay = {.tv_sec = 5};
+    int at_work = c->engine || c->n_ranks > 0;
+
     if (st != LH_OK)
         say_error(st);
-    if (st != LH_OK && st != LH_ERR_PEER && c->engine)
-        lh_engine_abort(c->engine, st);
+    if (st == LH_ERR_PEER && at_work) {
+        (void)nanosleep(&stay, NULL);
+    } else if (st != LH_OK && at_work) {
+        if (c->engine)
+            lh_engine_abort(c->engine, st);
+        lh_job_abort(c->job, st);
+    }
     lh_cli_close(c);
     return lh_exit_code(st);
 }

@@ -119,6 +119,7 @@ lh_status lh_cli_open_engine(lh_cli *c, int64_t context, int max_sessions)
         .model_dir = c->model_dir,
         .backend = lh_opt_text(c->opts, LH_OPT_BACKEND),
         .use_mpi = c->rank.size > 1,
+        .n_ranks = c->n_ranks,
         .n_threads = c->n_threads,
         .segment_tokens = lh_opt_number(c->opts, LH_OPT_SEGMENT),
         .block_tokens = lh_opt_number(c->opts, LH_OPT_BLOCK),
