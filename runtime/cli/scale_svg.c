@@ -41,7 +41,7 @@ static void put_text(FILE *f, const char *text)
     for (; *text; text++)
         if (*text == '<' || *text == '>' || *text == '&')
             (void)fprintf(f, "&#%d;", *text);
-        else if ((unsigned char)*text >= ' ')
+        else if ((unsigned char)*text >= ' ' && (unsigned char)*text < 127)
             (void)fputc(*text, f);
 }
 
