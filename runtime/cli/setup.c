@@ -97,6 +97,8 @@ void lh_cli_bind(lh_cli *c)
     int use_gpus = lh_backend_uses_gpu(lh_opt_text(c->opts, LH_OPT_BACKEND));
     lh_binding *b = &c->binding;
 
+    if (b->n_pus > 0) /* an engine before this one has; now it would look like the launcher's */
+        return;
     if (lh_bind_cores(b, &c->rank, NULL, use_gpus) != LH_OK)
         LH_LOG_W("launch", "this rank goes on unbound: %s", lh_last_error());
     if (b->by == LH_BOUND_BY_LONGHAUL && !lh_opt_given(c->opts, LH_OPT_THREADS))
