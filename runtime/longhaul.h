@@ -144,6 +144,17 @@ int64_t lh_session_context(const lh_session *s);
 lh_status lh_session_reset(lh_session *s);
 
 /*
+ * For measurements: puts a session after n_tokens tokens without computing them. States, rows
+ * before the convolutions and latents become random values of the size that prefills give them,
+ * bits that follow from the seed and config.json alone, whatever the ranks, threads and block;
+ * latents repeat every 4,096 tokens. What the session held is gone. Collective.
+ *
+ * LH_ERR_DATA: n_tokens is not in 1 .. the context; nothing was changed. After any other failure
+ * reset the session.
+ */
+lh_status lh_session_fill(lh_session *s, int64_t n_tokens, uint64_t seed);
+
+/*
  * Advances sessions of any lengths. Each item's tokens are one turn: its segments are counted from
  * its first token. One token takes the decoding path. No session may occur twice. Collective.
  *

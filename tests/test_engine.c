@@ -157,6 +157,51 @@ static void test_turns(void)
     lh_engine_close(e);
 }
 
+static double root_mean_square(const float *x, int64_t n)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        sum += (double)x[i] * (double)x[i];
+    return sqrt(sum / (double)n);
+}
+
+/* What a session is filled with: values of a prefill's size, another model for another seed, layers
+ * apart, latents that repeat up to the position and no further. */
+static void test_fill(void)
+{
+    enum { N = 5000, PERIOD = 4096 };
+    lh_engine *e = open_engine("tests/golden/alpha", 1, 1, 0, 0, N + 1);
+    lh_session *s = open_session(e), *other = open_session(e);
+    int64_t width = e->d.d_latent + e->d.d_rope, layer = e->g.latent_rows * width;
+    int64_t own = lh_range_size(e->g.kda_heads), state = own * e->d.kda_dim * e->d.kda_dim;
+    int64_t conv = own * e->d.kda_dim * 3 * (e->d.taps - 1) * e->d.n_kda_layers;
+    const float *latent = s->at.latent;
+
+    check_refused(lh_session_fill(s, 0, 1), 65);
+    check_refused(lh_session_fill(s, N + 2, 1), 65);
+    CHECK_EQ(lh_session_position(s), 0);
+    CHECK_OK(lh_session_fill(s, N, 1));
+    CHECK_OK(lh_session_fill(other, N, 2));
+    CHECK_EQ(lh_session_position(s), N);
+    for (int l = 0; own > 0 && l < e->d.n_kda_layers; l++) {
+        const float *this = s->at.kda + l * state, *next = this + state;
+        CHECK(fabs(root_mean_square(this, state) / 0.1 - 1) < 0.1);
+        CHECK(memcmp(this, other->at.kda + l * state, (size_t)state * sizeof(float)) != 0);
+        CHECK(l + 1 == e->d.n_kda_layers || memcmp(this, next, (size_t)state * sizeof(float)) != 0);
+    }
+    CHECK(own == 0 || fabs(root_mean_square(s->at.conv, conv) - 1) < 0.1);
+    for (int l = 0; l < e->d.n_mla_layers; l++, latent += layer) {
+        CHECK(fabs(root_mean_square(latent, N * width) - 1) < 0.1);
+        CHECK(memcmp(latent, latent + width, (size_t)width * sizeof(float)) != 0);
+        CHECK_SAME_BITS(latent + PERIOD * width, latent,
+                        (size_t)((N - PERIOD) * width) * sizeof(float));
+        CHECK(root_mean_square(latent + N * width, width) == 0);
+    }
+    lh_session_destroy(s);
+    lh_session_destroy(other);
+    lh_engine_close(e);
+}
+
 int main(int argc, char **argv)
 {
     check_init(argc, argv);
@@ -166,6 +211,7 @@ int main(int argc, char **argv)
     RUN(test_bad_steps);
     RUN(test_sessions_apart);
     RUN(test_turns);
+    RUN(test_fill);
     lh_runtime_finalize();
     return check_done();
 }

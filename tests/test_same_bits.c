@@ -95,12 +95,52 @@ static void test_needle(void)
     compare("models/needle", 1300, 0, 512, 2);
 }
 
+/* A filled session is the same model on any ranks and with any block, and so are the tokens after
+ * it. */
+static void compare_filled(const char *model, int64_t n_tokens)
+{
+    enum { MORE = 4 };
+    lh_engine *one = open_engine(model, 0, 1, 0, 0, n_tokens + MORE);
+    lh_engine *e = open_engine(model, 1, 2, 64, 128, n_tokens + MORE);
+    lh_session *want = open_session(one), *got = open_session(e);
+    size_t bytes = (size_t)e->d.n_vocab * sizeof(float);
+    float *a = malloc(bytes), *b = malloc(bytes);
+    int32_t *tokens = random_tokens(MORE, e->d.n_vocab);
+
+    rank_of_job = lh_engine_rank(e);
+    size_of_job = lh_engine_size(e);
+    CHECK_OK(lh_session_fill(want, n_tokens, 7));
+    CHECK_OK(lh_session_fill(got, n_tokens, 7));
+    CHECK_EQ(lh_session_position(got), n_tokens);
+    compare_states(e, got, want);
+    for (int i = 0; i < MORE; i++) {
+        CHECK_OK(lh_step(one, &(lh_step_item){want, tokens + i, 1, 1, a}, 1));
+        CHECK_OK(lh_step(e, &(lh_step_item){got, tokens + i, 1, 1, b}, 1));
+        CHECK_SAME_BITS(b, a, bytes);
+    }
+    compare_states(e, got, want);
+    free(tokens);
+    free(a);
+    free(b);
+    lh_session_destroy(want);
+    lh_session_destroy(got);
+    lh_engine_close(one);
+    lh_engine_close(e);
+}
+
+static void test_filled(void)
+{
+    compare_filled("tests/golden/alpha", 9000); /* more than two blocks of latents */
+    compare_filled("tests/golden/beta", 300);
+}
+
 int main(int argc, char **argv)
 {
     check_init(argc, argv);
     RUN(test_alpha);
     RUN(test_beta_random_blocks);
     RUN(test_needle);
+    RUN(test_filled);
     printf("rank %d of %d\n", rank_of_job, size_of_job);
     lh_runtime_finalize();
     return check_done();
