@@ -171,6 +171,11 @@ random_weights()
         same random
         gives 'VALID' $ranks bench --model "$sources/tests/golden/beta" --weights synthetic --quiet \
             --prefill 2,300 --decode 130 --batch 2 --repeat 2 --segment 64 --csv "$work/bench.csv"
+        gives 'caches filled' $ranks bench --model "$sources/tests/golden/beta" --weights synthetic --quiet \
+            --fill synthetic --prefill 100 --decode 5000 --batch 2 --repeat 2 --csv "$work/bench.csv"
+        tests=$((tests + 1))
+        grep -q '^prefill,100,.*,computed$' "$work/bench.csv" && grep -q '^decode,5000,.*,filled$' "$work/bench.csv" ||
+            complain 'bench --fill synthetic: the CSV does not say what was filled'
         gives 'perplexity' $ranks score --file "$work/question" --quiet
         same score
     done

@@ -3,6 +3,7 @@
  */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/resource.h>
 
 #include "base/mem.h"
@@ -11,6 +12,7 @@
 typedef struct bench_run {
     lh_cli *c;
     lh_speed speed;
+    int filled; /* --fill synthetic */
     int n_rows;
     lh_speed_row rows[2 * LH_OPT_MAX_ITEMS];
     float *want;     /* [n_vocab] of the row at hand */
@@ -25,7 +27,8 @@ static void list_rows(bench_run *b)
         const lh_opt_value *v = &b->c->opts->values[ids[kind]];
         for (int i = 0; i < v->n_items; i++) {
             int64_t length = v->items.sizes[i];
-            b->rows[b->n_rows++] = (lh_speed_row){.is_decode = kind, .length = length};
+            b->rows[b->n_rows++] =
+                (lh_speed_row){.is_decode = kind, .is_filled = kind && b->filled, .length = length};
             b->speed.room = lh_max64(b->speed.room, lh_speed_room(&b->speed, kind, length));
         }
     }
@@ -65,6 +68,11 @@ static const char *name(const lh_speed_row *r)
     return r->is_decode ? "decode" : "prefill";
 }
 
+static const char *caches(const lh_speed_row *r)
+{
+    return r->is_filled ? "filled" : "computed";
+}
+
 static lh_status print_rows(const lh_cli *c, const bench_run *b)
 {
     LH_TRY(lh_cli_printf(c,
@@ -80,17 +88,20 @@ static lh_status print_rows(const lh_cli *c, const bench_run *b)
         const lh_speed_row *r = &b->rows[i];
         /* Of decoding, what one sequence waits for a token. */
         double rate = r->tokens / r->mean_s, each = r->is_decode ? 1 : r->tokens;
-        LH_TRY(lh_cli_printf(c, "%-8s %10s %6d %12.1f %10.1f %12.4f %10.4f\n", name(r),
+        LH_TRY(lh_cli_printf(c, "%-8s %10s %6d %12.1f %10.1f %12.4f %10.4f%s\n", name(r),
                              lh_cli_number(r->length), b->speed.batch, rate,
                              rate * r->sd_s / r->mean_s, 1e3 * r->mean_s / each,
-                             1e3 * r->sd_s / each));
+                             1e3 * r->sd_s / each, r->is_filled ? "  filled" : ""));
     }
     LH_TRY(lh_cli_printf(c, "\npeak memory of rank 0: %s, planned %s\n", lh_cli_bytes(peak_bytes()),
                          lh_cli_bytes(lh_engine_plan(c->engine)->total)));
     return lh_cli_printf(c,
-                         "VALID: the logits of every row are those of the same prompt in other "
-                         "blocks (%s)\n",
-                         lh_speed_validity(&b->speed));
+                         "VALID: the logits of every %s are those of the same prompt in other "
+                         "blocks (%s)%s\n",
+                         b->filled ? "prefill" : "row", lh_speed_validity(&b->speed),
+                         b->filled ? "; those of decoding are the same bits in two runs (caches "
+                                     "filled, not computed)"
+                                   : "");
 }
 
 static json_t *make_json(const lh_cli *c, const bench_run *b)
@@ -100,10 +111,11 @@ static json_t *make_json(const lh_cli *c, const bench_run *b)
 
     for (int i = 0; i < b->n_rows; i++) {
         const lh_speed_row *r = &b->rows[i];
-        bad |= json_array_append_new(
-            lists[r->is_decode], json_pack("{s:I,s:i,s:f,s:f,s:f}", "tokens", (json_int_t)r->length,
-                                           "batch", b->speed.batch, "mean_s", r->mean_s, "sd_s",
-                                           r->sd_s, "tokens_per_s", r->tokens / r->mean_s));
+        bad |= json_array_append_new(lists[r->is_decode],
+                                     json_pack("{s:I,s:i,s:f,s:f,s:f,s:s}", "tokens",
+                                               (json_int_t)r->length, "batch", b->speed.batch,
+                                               "mean_s", r->mean_s, "sd_s", r->sd_s, "tokens_per_s",
+                                               r->tokens / r->mean_s, "caches", caches(r)));
     }
     json_t *json = json_pack(
         "{s:s,s:s,s:s,s:s,s:I,s:i,s:I,s:I,s:i,s:I,s:I,s:b,s:s,s:o,s:o}", "version", LH_VERSION,
@@ -126,14 +138,14 @@ static void print_csv(FILE *f, const void *bench)
     const bench_run *b = bench;
 
     (void)fputs("kind,tokens,batch,ranks,threads,backend,mean_s,sd_s,tokens_per_s,peak_bytes,"
-                "commit\n",
+                "commit,caches\n",
                 f);
     for (int i = 0; i < b->n_rows; i++) {
         const lh_speed_row *r = &b->rows[i];
-        (void)fprintf(f, "%s,%lld,%d,%d,%d,%s,%.9f,%.9f,%.3f,%zu,%s\n", name(r),
+        (void)fprintf(f, "%s,%lld,%d,%d,%d,%s,%.9f,%.9f,%.3f,%zu,%s,%s\n", name(r),
                       (long long)r->length, b->speed.batch, b->c->rank.size, b->c->n_threads,
                       lh_engine_backend(b->c->engine), r->mean_s, r->sd_s, r->tokens / r->mean_s,
-                      peak_bytes(), lh_build_commit);
+                      peak_bytes(), lh_build_commit, caches(r));
     }
 }
 
@@ -161,6 +173,7 @@ lh_status lh_cli_bench(lh_cli *c)
     const lh_opts *o = c->opts;
     bench_run b = {
         .c = c,
+        .filled = strcmp(lh_opt_text(o, LH_OPT_FILL), "synthetic") == 0,
         .speed = {.c = c,
                   .batch = lh_opt_given(o, LH_OPT_BATCH) ? (int)lh_opt_number(o, LH_OPT_BATCH) : 1,
                   .repeat = (int)lh_opt_number(o, LH_OPT_REPEAT),

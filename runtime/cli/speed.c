@@ -43,6 +43,7 @@ const float *lh_speed_logits(const lh_speed *s)
 static lh_status compare(lh_speed *s, const lh_speed_row *r)
 {
     const float *got = lh_speed_logits(s);
+    int exact = s->exact || r->is_filled;
     double all = 0, off = 0;
 
     if (memcmp(got, r->want, (size_t)s->n_vocab * sizeof *got) == 0)
@@ -54,12 +55,45 @@ static lh_status compare(lh_speed *s, const lh_speed_row *r)
     }
     off = all > 0 ? sqrt(off / all) : 1;
     s->worst = fmax(s->worst, off);
-    LH_REQUIRE(!s->exact && off <= MAX_DIFFERENCE, LH_ERR_INTERNAL,
+    LH_REQUIRE(!exact && off <= MAX_DIFFERENCE, LH_ERR_INTERNAL,
                "not valid: %s of %lld tokens: logits differ by %.3g of their size from those of "
-               "the same prompt %s, expected %s",
-               r->is_decode ? "decoding after" : "prefill", (long long)r->length, off, s->where,
-               s->exact ? "the same bits" : "at most " LH_TEXT(MAX_DIFFERENCE));
+               "%s%s, expected %s",
+               r->is_decode ? "decoding after a context" : "prefill", (long long)r->length, off,
+               r->is_filled ? "a first run from the same filled caches" : "the same prompt ",
+               r->is_filled ? "" : s->where,
+               exact ? "the same bits" : "at most " LH_TEXT(MAX_DIFFERENCE));
     return LH_OK;
+}
+
+/* Every session after `length` tokens, ready to decode. */
+static lh_status begin_decode(lh_speed *s, const lh_speed_row *r)
+{
+    uint64_t seed = (uint64_t)lh_opt_number(s->c->opts, LH_OPT_SEED);
+
+    for (int i = 0; r->is_filled && i < s->batch; i++)
+        LH_TRY(lh_session_fill(s->sessions[i], r->length, seed + (uint64_t)i));
+    if (r->is_filled)
+        return LH_OK;
+    LH_TRY(reset(s));
+    return step(s, 0, r->length, 0);
+}
+
+/* Makes the reference of what the sessions have come to, or compares with it. */
+static lh_status take_reference(lh_speed *s, lh_speed_row *r)
+{
+    if (!r->known)
+        memcpy(r->want, lh_speed_logits(s), (size_t)s->n_vocab * sizeof *r->want);
+    r->known = 1;
+    return lh_engine_agree(s->c->engine, compare(s, r));
+}
+
+/* The same calls as will be measured. */
+static lh_status run_filled_reference(lh_speed *s, lh_speed_row *r, int64_t end)
+{
+    LH_TRY(begin_decode(s, r));
+    for (int64_t i = r->length; i < end; i++)
+        LH_TRY(step(s, i, i + 1, 0));
+    return take_reference(s, r);
 }
 
 /* The last sequence: the row's length in two turns, then one by one up to `end`. A prompt of one
@@ -76,10 +110,7 @@ static lh_status run_reference(lh_speed *s, lh_speed_row *r, int64_t end)
     LH_TRY(step(s, cut, r->length, 1));
     for (int64_t i = r->length; i < end; i++)
         LH_TRY(step(s, i, i + 1, 1));
-    if (!r->known)
-        memcpy(r->want, lh_speed_logits(s), (size_t)s->n_vocab * sizeof *r->want);
-    r->known = 1;
-    return lh_engine_agree(s->c->engine, compare(s, r));
+    return take_reference(s, r);
 }
 
 /* ------------------------------------------------------------ measurements */
@@ -120,11 +151,10 @@ static lh_status measure_prefill(lh_speed *s, lh_speed_row *r)
 
 static lh_status measure_decode(lh_speed *s, lh_speed_row *r)
 {
-    int64_t at = r->length;
+    int64_t at = r->length, last = lh_speed_room(s, 1, at);
 
-    LH_TRY(run_reference(s, r, lh_speed_room(s, 1, r->length)));
-    LH_TRY(reset(s));
-    LH_TRY(step(s, 0, r->length, 0));
+    LH_TRY(r->is_filled ? run_filled_reference(s, r, last) : run_reference(s, r, last));
+    LH_TRY(begin_decode(s, r));
     begin_phases(s);
     for (int i = 0; i < s->repeat; i++) {
         double begin = lh_log_seconds();

@@ -2,7 +2,9 @@
  * Measured prefill and decoding, for `bench` and `scale`. Tokens are random, from --seed. Before
  * the times of a row are believed, the logits of its runs must be those of a reference run: the
  * last sequence alone, its prompt in two turns that meet between two segments, which is the same
- * computation in other blocks. The reference run also warms up.
+ * computation in other blocks. The reference run also warms up. With --fill synthetic decoding
+ * starts from caches of random values that no blocks could give; its reference is a first run from
+ * the same values.
  */
 #ifndef LH_RUNTIME_CLI_SPEED_H
 #define LH_RUNTIME_CLI_SPEED_H
@@ -12,6 +14,7 @@
 /* What is measured: a prompt of `length` tokens, or decoding after so many. */
 typedef struct lh_speed_row {
     int is_decode;
+    int is_filled; /* decoding after a context that was not computed */
     int64_t length;
     float *want;         /* [n_vocab] logits that every run must give; the caller's memory */
     int known;           /* 0: the reference run makes `want`; 1: it is held against it, too */
@@ -28,7 +31,7 @@ typedef struct lh_speed {
     int phases_of_a_row; /* 1: the engine's phases are those of the last row's measured runs */
 
     int exact;             /* the same bits are expected */
-    double worst;          /* relative difference from a reference that was seen */
+    double worst;          /* relative difference from other blocks' logits that was seen */
     int64_t n_vocab;       /* the following is speed.c's */
     lh_session **sessions; /* [batch] */
     lh_step_item *items;   /* [batch] */
