@@ -9,6 +9,7 @@
 #ifndef LH_BASE_SYNTH_H
 #define LH_BASE_SYNTH_H
 
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -37,6 +38,13 @@ typedef struct lh_synth_law {
     int32_t offset;
     float scale;
 } lh_synth_law;
+
+/* What is kept of an element. */
+typedef enum lh_synth_form {
+    LH_SYNTH_AS_BF16,
+    LH_SYNTH_AS_F32,
+    LH_SYNTH_AS_WIDENED /* f32, rounded to bf16 before */
+} lh_synth_form;
 
 /* The finalizer of splitmix64: every bit of x reaches every bit of the result. */
 LH_SYNTH_INLINE uint64_t lh_synth_mix(uint64_t x)
@@ -80,6 +88,42 @@ LH_SYNTH_INLINE uint16_t lh_synth_bf16(const lh_synth_law *law, uint64_t index)
 
     memcpy(&bits, &value, sizeof bits);
     return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+/* The same, as the f32 of that value. */
+LH_SYNTH_INLINE float lh_synth_widened(const lh_synth_law *law, uint64_t index)
+{
+    uint32_t bits = (uint32_t)lh_synth_bf16(law, index) << 16;
+    float value;
+
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+LH_SYNTH_INLINE size_t lh_synth_form_bytes(lh_synth_form form)
+{
+    return form == LH_SYNTH_AS_BF16 ? sizeof(uint16_t) : sizeof(float);
+}
+
+/* Elements first .. first + n - 1 to `out`, at any alignment. */
+static inline void lh_synth_elements(void *out, const lh_synth_law *law, lh_synth_form form,
+                                     uint64_t first, size_t n)
+{
+    const lh_synth_law own = *law; /* out cannot change it */
+    char *to = (char *)out;
+
+    if (form == LH_SYNTH_AS_BF16) {
+        for (size_t i = 0; i < n; i++) {
+            uint16_t x = lh_synth_bf16(&own, first + i);
+            memcpy(to + i * sizeof x, &x, sizeof x);
+        }
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        float x = form == LH_SYNTH_AS_F32 ? lh_synth_f32(&own, first + i)
+                                          : lh_synth_widened(&own, first + i);
+        memcpy(to + i * sizeof x, &x, sizeof x);
+    }
 }
 
 #ifdef __cplusplus

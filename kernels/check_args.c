@@ -461,3 +461,18 @@ lh_status lh_check_combine(const lh_combine_args *a)
     POINTER(weight);
     return LH_OK;
 }
+
+lh_status lh_check_synth_fill(const lh_synth_fill_args *a)
+{
+    const char *op = "synth_fill";
+
+    RANGE(form, LH_SYNTH_AS_BF16, LH_SYNTH_AS_WIDENED);
+    RANGE(first, 0, INT64_C(1) << 40);
+    RANGE(n, 0, INT64_C(1) << 38);
+    if (a->n == 0)
+        return LH_OK;
+    POINTER(out);
+    LH_REQUIRE((uintptr_t)a->out % 16 == 0, LH_ERR_INVALID,
+               "%s: out is %p, expected a multiple of 16", op, a->out);
+    return LH_OK;
+}

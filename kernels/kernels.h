@@ -27,6 +27,7 @@
 
 #include "base/dtype.h"
 #include "base/status.h"
+#include "base/synth.h"
 #include "kernels/device.h"
 
 #ifdef __cplusplus
@@ -367,6 +368,16 @@ typedef struct lh_combine_args {
     int top_k;
 } lh_combine_args;
 
+/* Elements `first` .. first + n - 1 of a synthetic tensor (base/synth.h), the same bits on every
+ * backend. */
+typedef struct lh_synth_fill_args {
+    void *out; /* out [n] bf16 or f32, 16-byte aligned */
+    lh_synth_law law;
+    lh_synth_form form;
+    int64_t first; /* 0 .. 2^40 */
+    int64_t n;     /* 0 .. 2^38 */
+} lh_synth_fill_args;
+
 /* A backend. Complete: what it lacks is a stub that returns LH_ERR_UNSUPPORTED. */
 typedef struct lh_kernels {
     const char *name; /* "cpu", "cuda" */
@@ -392,6 +403,7 @@ typedef struct lh_kernels {
     lh_status (*moe_step)(lh_stream *s, const lh_moe_step_args *a);
     lh_status (*gather)(lh_stream *s, const lh_gather_args *a);
     lh_status (*combine)(lh_stream *s, const lh_combine_args *a);
+    lh_status (*synth_fill)(lh_stream *s, const lh_synth_fill_args *a);
 
     /* Bytes of `work`, by the same functions that lay it out; 0 rows need 0 bytes. SIZE_MAX: does
      * not fit in memory at all. */

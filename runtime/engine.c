@@ -239,7 +239,7 @@ static lh_status load_weights(lh_engine *e, const lh_engine_opts *o)
 
     lh_enter(e, LH_PHASE_LOAD, -1);
     if (lh_is_synthetic(o)) {
-        LH_TRY(lh_synth_bind(&e->synth, &e->d, &synth, e->k->device, e->s, first, end, &e->w,
+        LH_TRY(lh_synth_bind(&e->synth, &e->d, &synth, e->k, e->s, first, end, &e->w,
                              &e->used.weights_dense, &e->used.weights_experts));
     } else {
         LH_TRY(lh_checkpoint_open(&e->checkpoint, o->model_dir, &e->d));

@@ -92,43 +92,19 @@ void lh_synth_law_make(lh_synth_law *out, const lh_dims *d, const lh_expected *t
 
 /* ------------------------------------------------------------------ values */
 
-static size_t element_bytes(const lh_synth_piece *p)
-{
-    return p->form == LH_SYNTH_AS_BF16 ? sizeof(lh_bf16) : sizeof(float);
-}
-
-/* Whole elements first .. first + n - 1, at any alignment. */
-static void fill_elements(const lh_synth_piece *p, char *out, size_t first, size_t n)
-{
-    const lh_synth_law law = p->law;
-
-    if (p->form == LH_SYNTH_AS_BF16) {
-        for (size_t i = 0; i < n; i++) {
-            lh_bf16 x = lh_synth_bf16(&law, first + i);
-            memcpy(out + i * sizeof x, &x, sizeof x);
-        }
-        return;
-    }
-    for (size_t i = 0; i < n; i++) {
-        float x = p->form == LH_SYNTH_AS_F32 ? lh_synth_f32(&law, first + i)
-                                             : lh_bf16_to_f32(lh_synth_bf16(&law, first + i));
-        memcpy(out + i * sizeof x, &x, sizeof x);
-    }
-}
-
 /* Bytes [from, to) of a piece; the ends may cut an element. */
 static void fill_piece(const lh_synth_piece *p, char *out, size_t from, size_t to)
 {
-    size_t size = element_bytes(p);
+    size_t size = lh_synth_form_bytes(p->form);
     char element[sizeof(float)];
 
     while (from < to) {
         size_t inside = from % size, n = (to - from) / size * size;
         if (inside == 0 && n > 0) {
-            fill_elements(p, out, from / size, n / size);
+            lh_synth_elements(out, &p->law, p->form, from / size, n / size);
         } else {
             n = to - from < size - inside ? to - from : size - inside;
-            fill_elements(p, element, from / size, 1);
+            lh_synth_elements(element, &p->law, p->form, from / size, 1);
             memcpy(out, element + inside, n);
         }
         out += n;
@@ -289,36 +265,48 @@ static void layout(placed *x, const lh_dims *d, const lh_synth_opts *o, int expe
     x->arena_bytes = a.used;
 }
 
-/* Window after window; on the CPU in place. */
-static lh_status fill_arena(lh_synth *y, const placed *x, const lh_synth_opts *o)
+/* By threads of the host, window after window. */
+static void fill_windows(const lh_synth *y, const placed *x, const lh_synth_opts *o,
+                         lh_meter *meter)
 {
-    lh_status st = LH_OK;
-    int in_place = y->device == &lh_device_cpu;
-    size_t window = x->arena_bytes < WINDOW_BYTES ? x->arena_bytes : WINDOW_BYTES;
-    void *staging = NULL;
+    for (size_t at = 0, n; at < x->arena_bytes; at += n) {
+        n = x->arena_bytes - at < WINDOW_BYTES ? x->arena_bytes - at : WINDOW_BYTES;
+        lh_synth_fill(x->pieces, x->n_pieces, y->arena + at, at, at + n, o->n_threads);
+        lh_meter_add(meter, n);
+    }
+}
+
+/* By the device, tensor after tensor; what lies between them is zero already. */
+static lh_status fill_tensors(const lh_synth *y, const placed *x, const lh_kernels *k,
+                              lh_meter *meter)
+{
+    for (size_t i = 0; i < x->n_pieces; i++) {
+        const lh_synth_piece *p = &x->pieces[i];
+        LH_TRY(k->synth_fill(y->s, &(lh_synth_fill_args){.out = y->arena + p->offset,
+                                                         .law = p->law,
+                                                         .form = p->form,
+                                                         .n = (int64_t)p->n}));
+        lh_meter_add(meter, p->n_bytes);
+    }
+    return y->device->sync(y->s);
+}
+
+static lh_status fill_arena(const lh_synth *y, const placed *x, const lh_kernels *k,
+                            const lh_synth_opts *o)
+{
     lh_meter meter;
 
-    if (!in_place)
-        LH_TRY(lh_alloc(&staging, window, "a window of weights"));
     lh_meter_start(&meter, "load", x->arena_bytes, o->progress, o->user);
-    for (size_t at = 0, n; at < x->arena_bytes; at += n) {
-        n = x->arena_bytes - at < window ? x->arena_bytes - at : window;
-        lh_synth_fill(x->pieces, x->n_pieces, in_place ? y->arena + at : staging, at, at + n,
-                      o->n_threads);
-        if (!in_place) {
-            LH_TRY_OUT(y->device->upload(y->s, y->arena + at, staging, n));
-            LH_TRY_OUT(y->device->sync(y->s));
-        }
-        lh_meter_add(&meter, n);
-    }
+    if (k->device->reads_host)
+        fill_windows(y, x, o, &meter);
+    else
+        LH_TRY(fill_tensors(y, x, k, &meter));
     lh_meter_end(&meter);
-out:
-    free(staging);
-    return st;
+    return LH_OK;
 }
 
 lh_status lh_synth_bind(lh_synth **out, const lh_dims *d, const lh_synth_opts *o,
-                        const lh_device_ops *device, lh_stream *s, int expert_begin, int expert_end,
+                        const lh_kernels *k, lh_stream *s, int expert_begin, int expert_end,
                         const lh_weights **weights, size_t *dense_bytes, size_t *expert_bytes)
 {
     lh_status st = LH_OK;
@@ -327,17 +315,17 @@ lh_status lh_synth_bind(lh_synth **out, const lh_dims *d, const lh_synth_opts *o
     lh_synth *y = calloc(1, sizeof *y);
 
     LH_REQUIRE(y, LH_ERR_NOMEM, "synthetic weights");
-    y->device = device;
+    y->device = k->device;
     y->s = s;
     LH_REQUIRE_OUT(0 <= expert_begin && expert_begin <= expert_end && expert_end <= d->n_experts,
                    LH_ERR_INVALID, "experts %d to %d of %d", expert_begin, expert_end,
                    d->n_experts);
     layout(&x, d, o, expert_begin, expert_end, NULL, NULL);
     LH_TRY_OUT(lh_alloc(&y->host, x.host_bytes, "table of weights"));
-    LH_TRY_OUT(device->alloc(s, &p, x.arena_bytes, "weights"));
+    LH_TRY_OUT(y->device->alloc(s, &p, x.arena_bytes, "weights"));
     y->arena = p;
     layout(&x, d, o, expert_begin, expert_end, y->host, y->arena);
-    LH_TRY_OUT(fill_arena(y, &x, o));
+    LH_TRY_OUT(fill_arena(y, &x, k, o));
     *weights = x.w;
     *dense_bytes = x.dense_bytes;
     *expert_bytes = x.expert_bytes;

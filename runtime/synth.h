@@ -14,7 +14,7 @@
 #define LH_RUNTIME_SYNTH_H
 
 #include "base/synth.h"
-#include "kernels/device.h"
+#include "kernels/kernels.h"
 #include "runtime/model.h"
 
 #ifdef __cplusplus
@@ -27,12 +27,6 @@ void lh_synth_law_make(lh_synth_law *out, const lh_dims *d, const lh_expected *t
                        const lh_synth_opts *o);
 
 /* A tensor in a row of bytes. */
-typedef enum lh_synth_form {
-    LH_SYNTH_AS_BF16,
-    LH_SYNTH_AS_F32,
-    LH_SYNTH_AS_WIDENED /* f32, rounded to bf16 before */
-} lh_synth_form;
-
 typedef struct lh_synth_piece {
     lh_synth_law law;
     lh_synth_form form;
@@ -51,10 +45,11 @@ typedef struct lh_synth lh_synth;
 /*
  * Parallel to lh_checkpoint_bind: all dense weights, and of the experts those in [expert_begin,
  * expert_end). *weights is owned by *out; dense_bytes and expert_bytes are sizes as in files.
- * Allocates from the device, and waits for its stream.
+ * Allocates from the device of `k`, and waits for its stream. Threads of the host make them where
+ * the device reads host memory, elsewhere the device itself does.
  */
 lh_status lh_synth_bind(lh_synth **out, const lh_dims *d, const lh_synth_opts *o,
-                        const lh_device_ops *device, lh_stream *s, int expert_begin, int expert_end,
+                        const lh_kernels *k, lh_stream *s, int expert_begin, int expert_end,
                         const lh_weights **weights, size_t *dense_bytes, size_t *expert_bytes);
 void lh_synth_close(lh_synth *y); /* accepts NULL; before the stream is closed */
 

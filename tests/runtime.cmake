@@ -2,5 +2,6 @@ lh_test(test_golden RANKS 1 2 3 4 LINK lh_runtime lh::jansson TIMEOUT 120 SOURCE
 lh_test(test_same_bits RANKS 1 2 3 4 8 LINK lh_runtime TIMEOUT 180 SOURCES model_util.c)
 lh_test(test_engine RANKS 1 3 LINK lh_runtime SOURCES model_util.c)
 lh_test(test_plan LINK lh_runtime lh::jansson)
+lh_test(test_synth_fill GPU LINK lh_runtime)
 lh_test(test_synth RANKS 1 3 LINK lh_runtime SOURCES model_util.c)
 lh_test(test_cuda_model LINK lh_runtime lh::jansson LABELS gpu TIMEOUT 300 SOURCES model_util.c)

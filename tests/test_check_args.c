@@ -98,6 +98,19 @@ static void test_rows(void)
         BAD(combine, top_k, 0);
         BAD(combine, weight, NULL);
     }
+    {
+        GOOD(synth_fill, .out = p, .form = LH_SYNTH_AS_F32, .first = 7, .n = 3);
+        BAD(synth_fill, n, -1);
+        BAD(synth_fill, n, (INT64_C(1) << 38) + 1);
+        BAD(synth_fill, first, -1);
+        BAD(synth_fill, first, (INT64_C(1) << 40) + 1);
+        BAD(synth_fill, form, (lh_synth_form)3);
+        BAD(synth_fill, out, NULL);
+        BAD(synth_fill, out, memory + 8);
+        good.n = 0;
+        good.out = NULL;
+        CHECK_OK(lh_check_synth_fill(&good));
+    }
 }
 
 static void test_products(void)

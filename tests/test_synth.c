@@ -223,6 +223,7 @@ static void test_bind(void)
 {
     lh_synth_opts o = {.seed = 3, .router_skew = 1, .n_threads = 2};
     lh_device_ops other = lh_device_cpu;
+    lh_kernels k = lh_kernels_cpu;
     const lh_weights *a = NULL, *b = NULL;
     size_t dense[2], experts[2], row;
     lh_synth *y = NULL;
@@ -236,8 +237,10 @@ static void test_bind(void)
     CHECK_OK(lh_config_read(&d, temp_path("model"), NULL));
     CHECK_OK(lh_checkpoint_open(&c, temp_path("model"), &d));
     CHECK_OK(lh_checkpoint_bind(c, 2, 5, &a, &dense[0], &experts[0], NULL, NULL));
+    other.reads_host = 0;
+    k.device = &other;
     CHECK_OK(other.open(&s, 0, 1, 1));
-    CHECK_OK(lh_synth_bind(&y, &d, &o, &other, s, 2, 5, &b, &dense[1], &experts[1]));
+    CHECK_OK(lh_synth_bind(&y, &d, &o, &k, s, 2, 5, &b, &dense[1], &experts[1]));
     CHECK_EQ(dense[1], dense[0]);
     CHECK_EQ(experts[1], experts[0]);
     row = (size_t)d.d_model * sizeof(lh_bf16);
