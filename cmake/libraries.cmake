@@ -24,7 +24,7 @@ endif()
 message(STATUS "MPI ${MPI_C_VERSION} (${MPIEXEC_EXECUTABLE})")
 add_library(lh::mpi ALIAS MPI::MPI_C)
 
-# The CUDA backend, for Hopper: the chain of KDA has no portable form yet.
+# The CUDA backend: kernels for Hopper, and portable ones for Ampere, which are PTX for other GPUs too.
 if(LH_CUDA STREQUAL "AUTO" AND LH_SANITIZE)
     message(STATUS "CUDA not built with sanitizers")
 elseif(NOT LH_CUDA STREQUAL "OFF")
@@ -35,7 +35,7 @@ elseif(NOT LH_CUDA STREQUAL "OFF")
             set(CMAKE_CUDA_COMPILER ${CUDAToolkit_NVCC_EXECUTABLE})
         endif()
         if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-            set(CMAKE_CUDA_ARCHITECTURES 90a-real)
+            set(CMAKE_CUDA_ARCHITECTURES 80 90a-real)
         endif()
         enable_language(CUDA)
         message(STATUS "CUDA ${CUDAToolkit_VERSION} (${CMAKE_CUDA_ARCHITECTURES})")

@@ -73,6 +73,15 @@ static inline lh_status kda_check_size(const char *op, int d_k, int d_v)
     return LH_OK;
 }
 
+/* GPUs with 99 KiB for a block do not have what prefill needs. */
+static inline lh_status kda_check_shared(const lh_stream *s, const char *op, size_t bytes)
+{
+    LH_REQUIRE(bytes <= (size_t)s->most_shared_bytes, LH_ERR_UNSUPPORTED,
+               "%s: GPU %d has %d bytes of shared memory for a block, expected at least %zu", op,
+               s->device, s->most_shared_bytes, bytes);
+    return LH_OK;
+}
+
 /* The power of two that brings values up to `largest` to 4 .. 8, as its exponent. */
 static __device__ __forceinline__ int kda_scale_exponent(float largest)
 {

@@ -13,9 +13,10 @@
 
 #define BLOCKS 4 /* of a tile and head */
 #define CHAIN_THREADS 160
-#define LOADER 4 /* the warp that loads */
-#define STAGES 3
-#define HAND 2 /* buffers from a warp of the chain to its warp of outputs */
+#define LOADER 4       /* the warp that loads */
+#define STAGES 3       /* on Hopper */
+#define LEAST_STAGES 2 /* where shared memory has no room for more */
+#define HAND 2         /* buffers from a warp of the chain to its warp of outputs */
 
 /* What comes in for a chunk: the image up to its end for this kernel, and columns of u. */
 #define MAPS_BYTES offsetof(kda_image, q)
@@ -28,22 +29,22 @@ typedef struct hand {
     float down;         /* what undoes the scale of the state */
 } hand;
 
-typedef struct finish_shared {
+template <int N_STAGES> struct finish_shared {
     struct {
         uint4 image[FINISH_BYTES / 16];
         uint4 u[2][4][32];
-    } stage[STAGES];
+    } stage[N_STAGES];
     hand hands[2][HAND];
-    uint64_t full[STAGES], empty[STAGES], hand_full[2][HAND], hand_empty[2][HAND];
-} finish_shared;
+    uint64_t full[N_STAGES], empty[N_STAGES], hand_full[2][HAND], hand_empty[2][HAND];
+};
 
-typedef struct maps_shared {
+template <int N_STAGES> struct maps_shared {
     struct {
         uint4 image[MAPS_BYTES / 16];
         uint4 u[4][4][32];
-    } stage[STAGES];
-    uint64_t full[STAGES], empty[STAGES];
-} maps_shared;
+    } stage[N_STAGES];
+    uint64_t full[N_STAGES], empty[N_STAGES];
+};
 
 typedef struct chain_args {
     const int64_t *start;
@@ -66,27 +67,38 @@ static __device__ __forceinline__ void barrier_arrive(uint64_t *b)
     asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(shared_address(b)) : "memory");
 }
 
-static __device__ __forceinline__ void barrier_expect(uint64_t *b, unsigned bytes)
-{
-    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(b)),
-                 "r"(bytes)
-                 : "memory");
-}
-
 static __device__ __forceinline__ void barrier_wait(uint64_t *b, unsigned parity)
 {
     asm volatile("{\n"
                  ".reg .pred done;\n"
                  "again:\n"
+#if __CUDA_ARCH__ >= 900
                  "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+#else
+                 "mbarrier.test_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+#endif
                  "@!done bra again;\n"
                  "}" ::"r"(shared_address(b)),
                  "r"(parity)
                  : "memory");
 }
 
-static __device__ __forceinline__ void bulk_copy(void *to, const void *from, unsigned bytes,
-                                                 uint64_t *b)
+/*
+ * Loading: announces so many bytes at a barrier, then copies them, then ends. From Hopper on one
+ * lane gives them to the copy engine, which counts them at the barrier. Before, every lane of the
+ * warp copies its share, 16 bytes at a time, and arrives at the barrier when that is there.
+ */
+#if __CUDA_ARCH__ >= 900
+#define LOADER_LANES 1
+
+static __device__ __forceinline__ void load_begin(uint64_t *b, unsigned bytes)
+{
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(b)),
+                 "r"(bytes)
+                 : "memory");
+}
+
+static __device__ __forceinline__ void load(void *to, const void *from, unsigned bytes, uint64_t *b)
 {
     asm volatile(
         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
@@ -94,6 +106,41 @@ static __device__ __forceinline__ void bulk_copy(void *to, const void *from, uns
         "l"(from), "r"(bytes), "r"(shared_address(b))
         : "memory");
 }
+
+static __device__ __forceinline__ void load_end(uint64_t *)
+{
+}
+
+/* For the copy engine. */
+static __device__ __forceinline__ void fence_barriers(void)
+{
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+#else
+#define LOADER_LANES 32
+
+static __device__ __forceinline__ void load_begin(uint64_t *, unsigned)
+{
+}
+
+static __device__ __forceinline__ void load(void *to, const void *from, unsigned bytes, uint64_t *)
+{
+    for (unsigned i = threadIdx.x % 32 * 16; i < bytes; i += 32 * 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to) + i),
+                     "l"((const char *)from + i)
+                     : "memory");
+}
+
+static __device__ __forceinline__ void load_end(uint64_t *b)
+{
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(b))
+                 : "memory");
+}
+
+static __device__ __forceinline__ void fence_barriers(void)
+{
+}
+#endif
 
 static __device__ __forceinline__ int n_chunks(const chain_args *a, int tile)
 {
@@ -247,11 +294,12 @@ static __device__ __forceinline__ void free_stage(uint64_t *empty)
         barrier_arrive(empty);
 }
 
-/* The loader, one lane of it. `u_bytes` per chunk are this block's own, from column group `group`
+/* LOADER_LANES of the loader. `u_bytes` per chunk are this block's own, from column group `group`
  * on. */
+template <int N_STAGES>
 static __device__ void load_images(const chain_args *a, char *stages, size_t stage_bytes,
-                                   unsigned image_bytes, uint64_t *full, uint64_t *empty, int group,
-                                   unsigned u_bytes)
+                                   unsigned image_bytes, uint64_t (&full)[N_STAGES],
+                                   uint64_t (&empty)[N_STAGES], int group, unsigned u_bytes)
 {
     int n_items = a->n_tiles * a->n_heads;
     ring r = {0, 1};
@@ -263,31 +311,29 @@ static __device__ void load_images(const chain_args *a, char *stages, size_t sta
         for (int i = 0; i < n; i++, image += a->n_heads) {
             char *to = stages + r.at * stage_bytes;
             barrier_wait(&empty[r.at], r.parity);
-            barrier_expect(&full[r.at], image_bytes + u_bytes);
-            bulk_copy(to, image, image_bytes, &full[r.at]);
+            load_begin(&full[r.at], image_bytes + u_bytes);
+            load(to, image, image_bytes, &full[r.at]);
             if (u_bytes)
-                bulk_copy(to + image_bytes, image->u[group], u_bytes, &full[r.at]);
-            ring_next(&r, STAGES);
+                load(to + image_bytes, image->u[group], u_bytes, &full[r.at]);
+            load_end(&full[r.at]);
+            ring_next(&r, N_STAGES);
         }
     }
 }
 
-static __device__ void init_barriers(uint64_t *full, uint64_t *empty)
+template <int N_STAGES>
+static __device__ void init_barriers(uint64_t (&full)[N_STAGES], uint64_t (&empty)[N_STAGES])
 {
-    for (int i = 0; i < STAGES; i++) {
-        barrier_init(&full[i], 1);
+    for (int i = 0; i < N_STAGES; i++) {
+        barrier_init(&full[i], LOADER_LANES);
         barrier_init(&empty[i], 4);
     }
 }
 
-/* For the copy engine. */
-static __device__ __forceinline__ void fence_barriers(void)
-{
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-}
-
 /* A warp of the chain with outputs: column group `group`. */
-static __device__ void run_finish(finish_shared *s, const chain_args *a, int warp, int group)
+template <int N_STAGES>
+static __device__ void run_finish(finish_shared<N_STAGES> *s, const chain_args *a, int warp,
+                                  int group)
 {
     int n_items = a->n_tiles * a->n_heads;
     ring r = {0, 0}, h = {0, 1};
@@ -313,7 +359,7 @@ static __device__ void run_finish(finish_shared *s, const chain_args *a, int war
                     &s->hands[warp][h.at], power_of_two(-e), &s->hand_empty[warp][h.at], h.parity,
                     &s->hand_full[warp][h.at]);
             free_stage(&s->empty[r.at]);
-            ring_next(&r, STAGES);
+            ring_next(&r, N_STAGES);
             ring_next(&h, HAND);
         }
         if (a->state_out)
@@ -332,7 +378,9 @@ static __device__ __forceinline__ void swap_quads(unsigned &x, unsigned &y, int 
 }
 
 /* A warp of outputs: those of the columns of `group`, whose chain is in warp `warp`. */
-static __device__ void run_outputs(finish_shared *s, const chain_args *a, int warp, int group)
+template <int N_STAGES>
+static __device__ void run_outputs(finish_shared<N_STAGES> *s, const chain_args *a, int warp,
+                                   int group)
 {
     int lane = threadIdx.x % 32, n_items = a->n_tiles * a->n_heads;
     int64_t ld = (int64_t)a->n_heads * KDA_D;
@@ -373,7 +421,7 @@ static __device__ void run_outputs(finish_shared *s, const chain_args *a, int wa
             if (lane == 0)
                 barrier_arrive(&s->hand_empty[warp][h.at]);
             free_stage(&s->empty[r.at]);
-            ring_next(&r, STAGES);
+            ring_next(&r, N_STAGES);
             ring_next(&h, HAND);
             /* A lane has two columns each of (rows lane / 4, + 8) x (columns 0 .. 7, 8 .. 15);
              * among four lanes they are turned into one piece of eight columns each. */
@@ -395,10 +443,11 @@ static __device__ void run_outputs(finish_shared *s, const chain_args *a, int wa
     }
 }
 
+template <int N_STAGES>
 static __global__ void __launch_bounds__(CHAIN_THREADS, 1) finish_kernel(const chain_args a)
 {
     extern __shared__ __align__(128) char raw[];
-    finish_shared *s = (finish_shared *)raw;
+    finish_shared<N_STAGES> *s = (finish_shared<N_STAGES> *)raw;
     int warp = threadIdx.x / 32, part = blockIdx.x % BLOCKS;
 
     if (threadIdx.x == 0) {
@@ -412,7 +461,7 @@ static __global__ void __launch_bounds__(CHAIN_THREADS, 1) finish_kernel(const c
     }
     __syncthreads(); /* the barriers */
     if (warp == LOADER) {
-        if (threadIdx.x % 32 == 0)
+        if (threadIdx.x % 32 < LOADER_LANES)
             load_images(&a, (char *)s->stage, sizeof(s->stage[0]), FINISH_BYTES, s->full, s->empty,
                         part * 2, 2 * GROUP_BYTES);
         __syncwarp();
@@ -424,7 +473,8 @@ static __global__ void __launch_bounds__(CHAIN_THREADS, 1) finish_kernel(const c
 }
 
 /* Blocks 0 and 1 of four have the columns of add, 2 and 3 those of map. */
-static __device__ void run_maps(maps_shared *s, const chain_args *a, int warp, int part)
+template <int N_STAGES>
+static __device__ void run_maps(maps_shared<N_STAGES> *s, const chain_args *a, int warp, int part)
 {
     int n_items = a->n_tiles * a->n_heads, of_map = part >= 2, group = part % 2 * 4 + warp;
     ring r = {0, 0};
@@ -452,16 +502,17 @@ static __device__ void run_maps(maps_shared *s, const chain_args *a, int warp, i
                 advance(&c, image, s->stage[r.at].u[warp], up * image->v_scale[group], NULL, 0,
                         NULL, 0, NULL);
             free_stage(&s->empty[r.at]);
-            ring_next(&r, STAGES);
+            ring_next(&r, N_STAGES);
         }
         store_columns((of_map ? a->map : a->add) + at, &c, power_of_two(-e));
     }
 }
 
+template <int N_STAGES>
 static __global__ void __launch_bounds__(CHAIN_THREADS, 1) maps_kernel(const chain_args a)
 {
     extern __shared__ __align__(128) char raw[];
-    maps_shared *s = (maps_shared *)raw;
+    maps_shared<N_STAGES> *s = (maps_shared<N_STAGES> *)raw;
     int warp = threadIdx.x / 32, part = blockIdx.x % BLOCKS;
 
     if (threadIdx.x == 0) {
@@ -470,7 +521,7 @@ static __global__ void __launch_bounds__(CHAIN_THREADS, 1) maps_kernel(const cha
     }
     __syncthreads(); /* the barriers */
     if (warp == LOADER) {
-        if (threadIdx.x % 32 == 0)
+        if (threadIdx.x % 32 < LOADER_LANES)
             load_images(&a, (char *)s->stage, sizeof(s->stage[0]), MAPS_BYTES, s->full, s->empty,
                         part % 2 * 4, part < 2 ? 4 * GROUP_BYTES : 0);
         __syncwarp();
@@ -479,11 +530,24 @@ static __global__ void __launch_bounds__(CHAIN_THREADS, 1) maps_kernel(const cha
     }
 }
 
-/* Four for each tile and head, but no more than fit at once. */
+/* Four blocks for each tile and head, but no more than fit at once. */
 static unsigned n_blocks(const lh_stream *s, const chain_args *a)
 {
     int64_t items = (int64_t)a->n_tiles * a->n_heads;
     return (unsigned)(lh_min64(items, lh_max64(1, s->n_sms / BLOCKS)) * BLOCKS);
+}
+
+template <int N_STAGES> static lh_status launch_maps(lh_stream *s, const chain_args *c)
+{
+    const size_t bytes = sizeof(maps_shared<N_STAGES>);
+
+    if constexpr (N_STAGES > LEAST_STAGES)
+        if (bytes > (size_t)s->most_shared_bytes)
+            return launch_maps<N_STAGES - 1>(s, c);
+    LH_TRY(kda_check_shared(s, "kda_prepare", bytes));
+    LH_TRY(lh_cuda_shared((const void *)maps_kernel<N_STAGES>, bytes));
+    maps_kernel<N_STAGES><<<n_blocks(s, c), CHAIN_THREADS, bytes, s->stream>>>(*c);
+    return lh_cuda_launched(s, "kda_prepare");
 }
 
 lh_status kda_maps(lh_stream *s, const lh_kda_prepare_args *a, const int64_t *start)
@@ -492,9 +556,20 @@ lh_status kda_maps(lh_stream *s, const lh_kda_prepare_args *a, const int64_t *st
         .start = start, .n_tiles = a->tiles.n, .n_heads = a->n_heads, .map = a->map, .add = a->add};
 
     kda_place_work(&c.work, a->work, a->n_rows, a->tiles.n, a->n_heads);
-    LH_TRY(lh_cuda_shared((const void *)maps_kernel, sizeof(maps_shared)));
-    maps_kernel<<<n_blocks(s, &c), CHAIN_THREADS, sizeof(maps_shared), s->stream>>>(c);
-    return lh_cuda_launched(s, "kda_prepare");
+    return launch_maps<STAGES>(s, &c);
+}
+
+template <int N_STAGES> static lh_status launch_finish(lh_stream *s, const chain_args *c)
+{
+    const size_t bytes = sizeof(finish_shared<N_STAGES>);
+
+    if constexpr (N_STAGES > LEAST_STAGES)
+        if (bytes > (size_t)s->most_shared_bytes)
+            return launch_finish<N_STAGES - 1>(s, c);
+    LH_TRY(kda_check_shared(s, "kda_finish", bytes));
+    LH_TRY(lh_cuda_shared((const void *)finish_kernel<N_STAGES>, bytes));
+    finish_kernel<N_STAGES><<<n_blocks(s, c), CHAIN_THREADS, bytes, s->stream>>>(*c);
+    return lh_cuda_launched(s, "kda_finish");
 }
 
 /* Reads 1,114 bytes of each row and head, and writes 256. */
@@ -516,7 +591,5 @@ lh_status lh_cuda_kda_finish(lh_stream *s, const lh_kda_finish_args *a)
     kda_place_work(&c.work, a->work, a->n_rows, a->tiles.n, a->n_heads);
     LH_TRY(lh_cuda_stage(s, &start, a->tiles.start, ((size_t)a->tiles.n + 1) * sizeof(int64_t)));
     c.start = (const int64_t *)start;
-    LH_TRY(lh_cuda_shared((const void *)finish_kernel, sizeof(finish_shared)));
-    finish_kernel<<<n_blocks(s, &c), CHAIN_THREADS, sizeof(finish_shared), s->stream>>>(c);
-    return lh_cuda_launched(s, "kda_finish");
+    return launch_finish<STAGES>(s, &c);
 }

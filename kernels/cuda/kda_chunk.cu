@@ -622,6 +622,7 @@ lh_status lh_cuda_kda_prepare(lh_stream *s, const lh_kda_prepare_args *a)
     LH_TRY(kda_check_size("kda_prepare", a->d_k, a->d_v));
     if (a->n_rows == 0)
         return LH_OK;
+    LH_TRY(kda_check_shared(s, "kda_prepare", sizeof(chunk_shared)));
     int64_t n_blocks = lh_cuda_kda_slots(a->n_rows, a->tiles.n) * a->n_heads;
     LH_REQUIRE(n_blocks <= INT32_MAX, LH_ERR_UNSUPPORTED, "kda_prepare: %lld rows of %d heads",
                (long long)a->n_rows, a->n_heads);
