@@ -27,7 +27,8 @@ typedef __nv_bfloat16 bf16;
 struct lh_stream {
     const lh_device_ops *ops; /* first: lh_stream_device */
     int device, n_sms, deterministic, recording;
-    int arch;              /* compute capability: 80, 90 (Hopper), 100, ... */
+    int arch;              /* what the kernels that run here are compiled for: 80 (portable), 90
+                              (Hopper) */
     int most_shared_bytes; /* of a block: 227 KiB on Hopper, 99 KiB on small GPUs */
     cudaStream_t stream;
     cublasHandle_t blas;

@@ -226,11 +226,17 @@ static lh_status open_stage(lh_stream *s)
     return LH_OK;
 }
 
+/* Compiled as all kernels are. */
+static __global__ void probe_kernel(void)
+{
+}
+
 static lh_status cuda_open(lh_stream **out, int index, int n_threads, int deterministic)
 {
     lh_status st = LH_OK;
     lh_stream *s = NULL;
     const char *why = NULL;
+    cudaFuncAttributes code;
     int n = device_count(&why);
 
     LH_REQUIRE(n_threads >= 1 && n_threads <= 4096, LH_ERR_INVALID,
@@ -246,9 +252,10 @@ static lh_status cuda_open(lh_stream **out, int index, int n_threads, int determ
     LH_REQUIRE(s, LH_ERR_NOMEM, "cuda stream");
     s->ops = &lh_device_cuda;
     s->device = index;
-    s->arch = arch_of(index);
     s->deterministic = deterministic;
     LH_CUDA_TRY_OUT(cudaSetDevice(index));
+    LH_CUDA_TRY_OUT(cudaFuncGetAttributes(&code, probe_kernel));
+    s->arch = code.ptxVersion;
     LH_CUDA_TRY_OUT(cudaDeviceGetAttribute(&s->n_sms, cudaDevAttrMultiProcessorCount, index));
     LH_CUDA_TRY_OUT(cudaDeviceGetAttribute(&s->most_shared_bytes,
                                            cudaDevAttrMaxSharedMemoryPerBlockOptin, index));
