@@ -134,6 +134,24 @@ lh_status lh_check_short_conv(const lh_short_conv_args *a)
     return LH_OK;
 }
 
+lh_status lh_check_conv_step(const lh_conv_step_args *a)
+{
+    const char *op = "conv_step";
+
+    ROWS(n_seq);
+    RANGE(n_channels, 1, DIM_MAX / 3);
+    RANGE(taps, 2, LH_MAX_TAPS);
+    if (a->n_seq == 0)
+        return LH_OK;
+    for (int i = 0; i < 3; i++) {
+        POINTER(y[i]);
+        POINTER(w[i]);
+    }
+    POINTER(rows);
+    POINTER(x);
+    return LH_OK;
+}
+
 lh_status lh_check_kda_gate(const lh_kda_gate_args *a)
 {
     const char *op = "kda_gate";
@@ -265,7 +283,10 @@ lh_status lh_check_latent(const lh_latent_args *a)
     LH_TRY(check_eps(op, a->eps));
     if (a->n_rows == 0)
         return LH_OK;
-    POINTER(y);
+    if (a->caches)
+        POINTER(row);
+    else
+        POINTER(y);
     POINTER(x);
     POINTER(w);
     return LH_OK;

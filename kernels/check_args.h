@@ -16,6 +16,7 @@ lh_status lh_check_embed(const lh_embed_args *a); /* not the ids: they are devic
 lh_status lh_check_rmsnorm(const lh_rmsnorm_args *a);
 lh_status lh_check_linear(const lh_linear_args *a);
 lh_status lh_check_short_conv(const lh_short_conv_args *a);
+lh_status lh_check_conv_step(const lh_conv_step_args *a);
 lh_status lh_check_kda_gate(const lh_kda_gate_args *a);
 lh_status lh_check_kda_prepare(const lh_kda_prepare_args *a);
 lh_status lh_check_kda_fold(const lh_kda_fold_args *a);

@@ -98,6 +98,20 @@ typedef struct lh_short_conv_args {
 } lh_short_conv_args;
 
 /*
+ * The same for one token of each of n_seq sequences, of q, k and v together, with what a sequence
+ * remembers as halo; that then moves on by the token. The bits are those of short_conv.
+ */
+typedef struct lh_conv_step_args {
+    void *y[3];          /* out: q, k, v, each [n_seq, n_channels] act */
+    void *const *rows;   /* in [n_seq] pointers to [taps - 1, 3, n_channels] act, oldest first,
+                            in/out; no two alike */
+    const void *x;       /* in [n_seq, 3, n_channels] act: before the convolution */
+    const lh_bf16 *w[3]; /* in, each [n_channels, taps] */
+    int64_t n_seq, n_channels;
+    int taps; /* 2 .. LH_MAX_TAPS */
+} lh_conv_step_args;
+
+/*
  * Everything between the convolution and the recurrence, per row and head:
  *     q <- q / sqrt(sum q^2 + 1e-6) * d_k^-1/2,   k <- k / sqrt(sum k^2 + 1e-6),
  *     g = -exp(a_log[h]) * softplus(f + dt_bias),   beta = sigmoid(b).         (unbounded gate,
@@ -195,15 +209,16 @@ typedef struct lh_gated_norm_args {
 } lh_gated_norm_args;
 
 /*
- * The row that MLA keeps of a token: rmsnorm of the first d_latent elements, the d_rope after them
- * as they are. With `row` the one row goes to row *row of y instead of the first: a place in a
- * cache that only the device knows.
+ * The rows that MLA keeps of tokens: rmsnorm of the first d_latent elements, the d_rope after them
+ * as they are. With `row` the i-th goes to row row[i] of y instead of row i, with `caches` too to
+ * that row of caches[i]: places that only the device knows, no two alike.
  */
 typedef struct lh_latent_args {
-    void *y;            /* out [n_rows, d_latent + d_rope] act; may be x */
-    const void *x;      /* in [n_rows, d_latent + d_rope] act */
-    const lh_bf16 *w;   /* in [d_latent] */
-    const int64_t *row; /* in [1], or NULL; then n_rows is 1 */
+    void *y;             /* out [n_rows, d_latent + d_rope] act; may be x; unused with caches */
+    void *const *caches; /* in [n_rows] pointers to [.., d_latent + d_rope] act, out; or NULL */
+    const void *x;       /* in [n_rows, d_latent + d_rope] act */
+    const lh_bf16 *w;    /* in [d_latent] */
+    const int64_t *row;  /* in [n_rows], or NULL: not with caches */
     int64_t n_rows;
     int d_latent, d_rope;
     float eps;
@@ -387,6 +402,7 @@ typedef struct lh_kernels {
     lh_status (*rmsnorm)(lh_stream *s, const lh_rmsnorm_args *a);
     lh_status (*linear)(lh_stream *s, const lh_linear_args *a);
     lh_status (*short_conv)(lh_stream *s, const lh_short_conv_args *a);
+    lh_status (*conv_step)(lh_stream *s, const lh_conv_step_args *a);
     lh_status (*kda_gate)(lh_stream *s, const lh_kda_gate_args *a);
     lh_status (*kda_prepare)(lh_stream *s, const lh_kda_prepare_args *a);
     lh_status (*kda_fold)(lh_stream *s, const lh_kda_fold_args *a);

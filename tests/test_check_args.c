@@ -68,6 +68,17 @@ static void test_rows(void)
         BAD(short_conv, halo, NULL);
     }
     {
+        GOOD(conv_step, .y = {p, p, p}, .rows = &p, .x = p, .w = {p, p, p}, .n_seq = 3,
+             .n_channels = 4, .taps = 4);
+        NO_ROWS(conv_step, n_seq);
+        BAD(conv_step, taps, 1);
+        BAD(conv_step, taps, LH_MAX_TAPS + 1);
+        BAD(conv_step, n_channels, INT32_MAX / 3 + 1);
+        BAD(conv_step, rows, NULL);
+        BAD(conv_step, y[2], NULL);
+        BAD(conv_step, w[1], NULL);
+    }
+    {
         GOOD(gated_norm, .y = p, .o = p, .z = p, .w = p, .n_rows = 3, .n_heads = 2, .d = 4);
         NO_ROWS(gated_norm, n_rows);
         BAD(gated_norm, z, NULL);
@@ -78,6 +89,12 @@ static void test_rows(void)
         NO_ROWS(latent, n_rows);
         BAD(latent, d_rope, -1);
         BAD(latent, d_rope, INT32_MAX);
+        BAD(latent, caches, &p); /* without rows */
+        BAD(latent, y, NULL);
+        good.caches = &p;
+        good.row = p;
+        good.y = NULL;
+        CHECK_OK(lh_check_latent(&good));
     }
     {
         GOOD(moe_step, .y = p, .x = p, .expert = p, .w_gate = p, .w_up = p, .w_down = p,

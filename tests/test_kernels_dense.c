@@ -122,6 +122,55 @@ static void test_short_conv(void)
         check_short_conv(shapes[i][0], act_width(shapes[i][1]), (int)shapes[i][2]);
 }
 
+/* Against short_conv, whose bits it has. */
+static void check_conv_step(int64_t n_seq, int64_t channels, int taps)
+{
+    int64_t width = 3 * channels, kept = (taps - 1) * width;
+    float *x = act_random(n_seq * width, 1), *old = act_random(n_seq * kept, 1);
+    char *dx = act_device(x, n_seq * width), *want[3];
+    void **rows = data_host(n_seq, sizeof *rows);
+    lh_conv_step_args a = {.x = dx, .n_seq = n_seq, .n_channels = channels, .taps = taps};
+    size_t part_bytes = (size_t)channels * kernels->act_bytes;
+
+    for (int64_t i = 0; i < n_seq; i++)
+        rows[i] = act_device(old + i * kept, kept);
+    a.rows = data_device(rows, n_seq, sizeof *rows);
+    for (int c = 0; c < 3; c++) {
+        a.w[c] = data_device(bf16_random(channels * taps, 1), channels * taps, 2);
+        a.y[c] = act_device(x, n_seq * channels);
+        want[c] = act_device(x, n_seq * channels);
+        for (int64_t i = 0; i < n_seq; i++)
+            CHECK_OK(kernels->short_conv(
+                stream, &(lh_short_conv_args){.y = want[c] + (size_t)i * part_bytes,
+                                              .ldy = channels,
+                                              .x = dx + (size_t)(3 * i + c) * part_bytes,
+                                              .ldx = width,
+                                              .halo = (char *)rows[i] + (size_t)c * part_bytes,
+                                              .w = a.w[c],
+                                              .n_rows = 1,
+                                              .n_channels = channels,
+                                              .taps = taps}));
+    }
+    CHECK_OK(kernels->conv_step(stream, &a));
+    for (int c = 0; c < 3; c++)
+        CHECK_SAME_BITS(act_host(a.y[c], n_seq * channels), act_host(want[c], n_seq * channels),
+                        (size_t)(n_seq * channels) * sizeof(float));
+    for (int64_t i = 0; i < n_seq; i++) {
+        const float *now = act_host(rows[i], kept);
+        CHECK_SAME_BITS(now, old + i * kept + width, (size_t)(kept - width) * sizeof *now);
+        CHECK_SAME_BITS(now + kept - width, x + i * width, (size_t)width * sizeof *now);
+    }
+}
+
+static void test_conv_step(void)
+{
+    static const int64_t shapes[][3] = {{0, 7, 4},   {1, 7, 4},    {2, 33, 2},
+                                        {5, 96, 8},  {3, 16, 3},   {4, 513, 5},
+                                        {2, 100, 6}, {1, 4096, 4}, {9, 1100, 7}};
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++, data_free())
+        check_conv_step(shapes[i][0], act_width(shapes[i][1]), (int)shapes[i][2]);
+}
+
 static void check_kda_gate(int64_t n, int n_heads, int d_k, double scale)
 {
     int64_t heads = n * n_heads, size = heads * d_k;
@@ -238,6 +287,39 @@ static void test_latent(void)
     }
 }
 
+/* To rows of one cache, and of one for each token: the bits that they have side by side, and
+ * nothing else changes. */
+static void test_latent_places(void)
+{
+    enum { N = 6, ROWS = 9, D = 64, ROPE = 16, WIDTH = D + ROPE };
+    const int64_t place[N] = {3, 0, 8, 5, 7, 1};
+    float *x = act_random(N * WIDTH, 1), *cache = act_random(ROWS * WIDTH, 1);
+    void *side = act_device(x, N * WIDTH), *y = act_device(cache, ROWS * WIDTH), *caches[N];
+    lh_latent_args a = {.y = side, .x = act_device(x, N * WIDTH), .n_rows = N, .eps = 1e-5f};
+    a.w = data_device(bf16_random(D, 1), D, 2), a.d_latent = D, a.d_rope = ROPE;
+
+    CHECK_OK(kernels->latent(stream, &a));
+    const float *want = act_host(side, N * WIDTH);
+    a.y = y;
+    a.row = data_device(place, N, sizeof *place);
+    CHECK_OK(kernels->latent(stream, &a));
+    for (int i = 0; i < N; i++)
+        caches[i] = act_device(cache, ROWS * WIDTH);
+    a.y = NULL;
+    a.caches = data_device(caches, N, sizeof *caches);
+    CHECK_OK(kernels->latent(stream, &a));
+    for (int i = 0; i <= N; i++) { /* the last one is y */
+        float *all = data_host(ROWS * WIDTH, sizeof *all);
+        memcpy(all, cache, ROWS * WIDTH * sizeof *all);
+        for (int j = 0; j < N; j++)
+            if (i == j || i == N)
+                memcpy(all + place[j] * WIDTH, want + j * WIDTH, WIDTH * sizeof *all);
+        CHECK_SAME_BITS(act_host(i < N ? caches[i] : y, ROWS * WIDTH), all,
+                        ROWS * WIDTH * sizeof *all);
+    }
+    data_free();
+}
+
 static void test_gather_combine(void)
 {
     FOR_SHAPES(n, d)
@@ -330,9 +412,11 @@ int main(int argc, char **argv)
     RUN(test_embed);
     RUN(test_rmsnorm);
     RUN(test_short_conv);
+    RUN(test_conv_step);
     RUN(test_kda_gate);
     RUN(test_gated_norm);
     RUN(test_latent);
+    RUN(test_latent_places);
     RUN(test_gather_combine);
     RUN(test_nan);
     RUN(test_unsupported);

@@ -6,10 +6,11 @@
 static void latent_rows(const void *args, int64_t begin, int64_t end)
 {
     const lh_latent_args *a = args;
-    int64_t width = (int64_t)a->d_latent + a->d_rope, first = a->row ? *a->row : 0;
+    int64_t width = (int64_t)a->d_latent + a->d_rope;
 
     for (int64_t row = begin; row < end; row++) {
-        float *y = (float *)a->y + (first + row) * width;
+        float *to = a->caches ? a->caches[row] : a->y;
+        float *y = to + (a->row ? a->row[row] : row) * width;
         const float *x = (const float *)a->x + row * width;
         lh_cpu_rmsnorm_row(y, x, a->w, a->d_latent, a->eps);
         memmove(y + a->d_latent, x + a->d_latent, (size_t)a->d_rope * sizeof *y);

@@ -8,6 +8,7 @@ const lh_kernels lh_kernels_cpu = {
     .rmsnorm = lh_cpu_rmsnorm,
     .linear = lh_cpu_linear,
     .short_conv = lh_cpu_short_conv,
+    .conv_step = lh_cpu_conv_step,
     .kda_gate = lh_cpu_kda_gate,
     .kda_prepare = lh_cpu_kda_prepare,
     .kda_fold = lh_cpu_kda_fold,

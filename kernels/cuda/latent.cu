@@ -6,8 +6,8 @@
 /* A warp takes a row: N times 8 elements of the latent part a lane, then what follows it. */
 template <int N>
 static __global__ void __launch_bounds__(WARPS * 32)
-    latent_kernel(uint4 *y, const uint4 *x, const uint4 *w, const int64_t *first, int n_rows, int n,
-                  int n_tail, float inverse_d, float eps)
+    latent_kernel(uint4 *y, uint4 *const *caches, const uint4 *x, const uint4 *w,
+                  const int64_t *place, int n_rows, int n, int n_tail, float inverse_d, float eps)
 {
     int64_t row = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32;
     int lane = (int)threadIdx.x % 32;
@@ -16,7 +16,7 @@ static __global__ void __launch_bounds__(WARPS * 32)
 
     if (row >= n_rows)
         return;
-    y += ((first ? *first : 0) + row) * (n + n_tail);
+    y = (caches ? caches[row] : y) + (place ? place[row] : row) * (n + n_tail);
     x += row * (n + n_tail);
 #pragma unroll
     for (int i = 0; i < N; i++)
@@ -55,8 +55,8 @@ static __global__ void __launch_bounds__(WARPS * 32)
 template <int N> static void launch(lh_stream *s, const lh_latent_args *a)
 {
     latent_kernel<N><<<(unsigned)div_up(a->n_rows, WARPS), WARPS * 32, 0, s->stream>>>(
-        (uint4 *)a->y, (const uint4 *)a->x, (const uint4 *)a->w, a->row, (int)a->n_rows,
-        a->d_latent / 8, a->d_rope / 8, 1.0f / (float)a->d_latent, a->eps);
+        (uint4 *)a->y, (uint4 *const *)a->caches, (const uint4 *)a->x, (const uint4 *)a->w, a->row,
+        (int)a->n_rows, a->d_latent / 8, a->d_rope / 8, 1.0f / (float)a->d_latent, a->eps);
 }
 
 /* Row-invariant: a row's result depends on the row alone. */

@@ -20,6 +20,7 @@ lh_status lh_cuda_embed(lh_stream *s, const lh_embed_args *a);
 lh_status lh_cuda_rmsnorm(lh_stream *s, const lh_rmsnorm_args *a);
 lh_status lh_cuda_linear(lh_stream *s, const lh_linear_args *a);
 lh_status lh_cuda_short_conv(lh_stream *s, const lh_short_conv_args *a);
+lh_status lh_cuda_conv_step(lh_stream *s, const lh_conv_step_args *a);
 lh_status lh_cuda_kda_gate(lh_stream *s, const lh_kda_gate_args *a);
 lh_status lh_cuda_kda_prepare(lh_stream *s, const lh_kda_prepare_args *a);
 lh_status lh_cuda_kda_fold(lh_stream *s, const lh_kda_fold_args *a);

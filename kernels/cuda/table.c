@@ -8,6 +8,7 @@ const lh_kernels lh_cuda_table = {
     .rmsnorm = lh_cuda_rmsnorm,
     .linear = lh_cuda_linear,
     .short_conv = lh_cuda_short_conv,
+    .conv_step = lh_cuda_conv_step,
     .kda_gate = lh_cuda_kda_gate,
     .kda_prepare = lh_cuda_kda_prepare,
     .kda_fold = lh_cuda_kda_fold,
