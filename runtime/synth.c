@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "base/mem.h"
 #include "runtime/checkpoint_internal.h"
 
@@ -302,6 +303,8 @@ static lh_status fill_arena(const lh_synth *y, const placed *x, const lh_kernels
     else
         LH_TRY(fill_tensors(y, x, k, &meter));
     lh_meter_end(&meter);
+    LH_LOG_I("load", "%.1f GB of synthetic weights in %.1f s", (double)x->arena_bytes * 1e-9,
+             meter.state.seconds);
     return LH_OK;
 }
 
