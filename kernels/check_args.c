@@ -372,11 +372,13 @@ lh_status lh_check_mla_decode(const lh_mla_decode_args *a)
 lh_status lh_check_mla_ranges(const lh_mla_decode_args *a)
 {
     const char *op = "mla_ranges";
+    int64_t all = 0;
 
-    RANGE(n_seq, 1, 1);
+    for (int64_t i = 0; i < a->n_seq; i++)
+        all += lh_mla_ranges(a->n_keys[i]);
     POINTER(partial);
-    RANGE(first_range, 0, lh_mla_ranges(a->n_keys[0]));
-    RANGE(n_ranges, 0, lh_mla_ranges(a->n_keys[0]) - a->first_range);
+    RANGE(first_range, 0, all);
+    RANGE(n_ranges, 0, all - a->first_range);
     return LH_OK;
 }
 

@@ -48,6 +48,9 @@ typedef struct lh_device_ops {
     lh_status (*download)(lh_stream *s, void *host, const void *device, size_t bytes);
     lh_status (*copy)(lh_stream *s, void *to, const void *from,
                       size_t bytes); /* device to device, no overlap */
+    /* n_rows times `bytes`, from addresses from_step apart to addresses to_step apart. */
+    lh_status (*copy_rows)(lh_stream *s, void *to, size_t to_step, const void *from,
+                           size_t from_step, size_t bytes, int64_t n_rows);
     lh_status (*zero)(lh_stream *s, void *p, size_t bytes);
 
     /* An upload of many bytes that the host need not keep: `host` may be a map and is read on

@@ -256,10 +256,10 @@ typedef struct lh_mla_prefill_args {
  * slice of the model's (q, w_kvb and o then point to the slice). Keys are summed in ranges whose
  * places depend on n_keys alone, and the ranges are merged in rising order.
  *
- * Ranks that share the keys of one sequence (n_seq 1) make of it two steps with an exchange between
- * them, for the same bits: mla_attend fills rows first_range .. first_range + n_ranges - 1 of
- * `partial`, mla_merge reads lh_mla_ranges(n_keys) rows of it and writes o. NULL in a backend that
- * cannot: its ranks share heads.
+ * Ranks that share the keys make of it two steps with an exchange between them, for the same bits:
+ * with the ranges of all sequences counted one behind the other, lh_mla_ranges(n_keys) of each,
+ * mla_attend fills rows first_range .. first_range + n_ranges - 1 of `partial`, mla_merge reads all
+ * of them and writes o. NULL in a backend that cannot: its ranks share heads.
  */
 typedef struct lh_mla_decode_args {
     void *o;                   /* out [n_seq, n_heads, d_v] act */

@@ -233,7 +233,6 @@ static void test_mla(void)
     {
         int64_t keys[] = {700}; /* three ranges */
         GOOD(mla_ranges, .n_seq = 1, .n_keys = keys, .partial = p, .first_range = 1, .n_ranges = 2);
-        BAD(mla_ranges, n_seq, 2);
         BAD(mla_ranges, partial, NULL);
         BAD(mla_ranges, first_range, -1);
         BAD(mla_ranges, first_range, 2);

@@ -169,6 +169,15 @@ static void test_memory(void)
     CHECK_OK(dev->download(s, to, p, sizeof to));
     CHECK_OK(dev->sync(s));
     CHECK_EQ(to[100], 0);
+    CHECK_OK(dev->copy_rows(s, (char *)p + 1, 20, (char *)q + 3, 30, 7, 4));
+    CHECK_OK(dev->copy_rows(s, p, 1, q, 1, 0, 4));
+    CHECK_OK(dev->copy_rows(s, p, 1, q, 1, 1, 0));
+    CHECK_OK(dev->download(s, to, p, sizeof to));
+    CHECK_OK(dev->sync(s));
+    for (int i = 0; i < 100; i++) {
+        int row = (i - 1) / 20, in_row = (i - 1) % 20;
+        CHECK_EQ(to[i], i > 0 && row < 4 && in_row < 7 ? from[row * 30 + 3 + in_row] : 0);
+    }
     dev->release(s, p);
     dev->release(s, q);
     dev->close(s);

@@ -276,6 +276,15 @@ static lh_status cpu_copy(lh_stream *s, void *to, const void *from, size_t bytes
     return LH_OK;
 }
 
+static lh_status cpu_copy_rows(lh_stream *s, void *to, size_t to_step, const void *from,
+                               size_t from_step, size_t bytes, int64_t n_rows)
+{
+    for (int64_t i = 0; i < n_rows; i++)
+        LH_TRY(cpu_copy(s, (char *)to + (size_t)i * to_step,
+                        (const char *)from + (size_t)i * from_step, bytes));
+    return LH_OK;
+}
+
 static lh_status cpu_zero(lh_stream *s, void *p, size_t bytes)
 {
     (void)s;
@@ -314,6 +323,7 @@ const lh_device_ops lh_device_cpu = {
     .upload = cpu_copy,
     .download = cpu_copy,
     .copy = cpu_copy,
+    .copy_rows = cpu_copy_rows,
     .zero = cpu_zero,
     .load = cpu_copy,
     .sync = cpu_sync,

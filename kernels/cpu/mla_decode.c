@@ -314,6 +314,6 @@ lh_status lh_cpu_mla_merge(lh_stream *s, const lh_mla_decode_args *a)
     LH_TRY(lh_check_mla_ranges(a));
     pass p = prepare(a);
     p.w.partial = a->partial;
-    lh_cpu_parallel(s, a->n_heads, finish, &p);
+    lh_cpu_parallel(s, a->n_seq * a->n_heads, finish, &p);
     return LH_OK;
 }

@@ -299,6 +299,16 @@ static lh_status cuda_copy(lh_stream *s, void *to, const void *from, size_t byte
     return copy(s, to, from, bytes, cudaMemcpyDeviceToDevice, "copy");
 }
 
+static lh_status cuda_copy_rows(lh_stream *s, void *to, size_t to_step, const void *from,
+                                size_t from_step, size_t bytes, int64_t n_rows)
+{
+    if (bytes == 0 || n_rows == 0)
+        return LH_OK;
+    return lh_cuda_status(cudaMemcpy2DAsync(to, to_step, from, from_step, bytes, (size_t)n_rows,
+                                            cudaMemcpyDeviceToDevice, s->stream),
+                          "copy of rows");
+}
+
 static lh_status cuda_zero(lh_stream *s, void *p, size_t bytes)
 {
     if (bytes == 0)
@@ -384,6 +394,7 @@ const lh_device_ops lh_device_cuda = {
     .upload = cuda_upload,
     .download = cuda_download,
     .copy = cuda_copy,
+    .copy_rows = cuda_copy_rows,
     .zero = cuda_zero,
     .load = cuda_load,
     .sync = cuda_sync,
