@@ -1,26 +1,73 @@
 /*
- * One token on all ranks, and the logits: every output element is computed whole by one rank, then
- * gathered.
+ * One token of each of some sessions on all ranks, and the logits: every output element is computed
+ * whole by one rank, then gathered. Rows are tiles of their own, so a session's bits do not depend
+ * on those beside it.
  */
+#include <string.h>
+
 #include "base/mem.h"
 #include "runtime/engine_internal.h"
 
-lh_status lh_gather_parts(lh_engine *e, void *y, int64_t n, size_t unit_bytes)
-{
-    size_t *bytes = e->host.recv_bytes, *offset = e->host.recv_offset;
+_Static_assert(LH_MAX_BATCH <= LH_CHUNK, "the residual stream has rows for a batch");
 
-    for (int r = 0; r < e->comm->size; r++) {
-        lh_range part = lh_split(n, r, e->comm->size);
-        bytes[r] = (size_t)lh_range_size(part) * unit_bytes;
-        offset[r] = (size_t)part.begin * unit_bytes;
-    }
-    return lh_comm_allgatherv(e->comm, (char *)y + offset[e->comm->rank], y, bytes, offset, e->s);
+/* ------------------------------------------------------------------- parts */
+
+static int in_place(const lh_engine *e, const lh_parts *p)
+{
+    return e->comm->size == 1 || p->n == 1;
 }
 
-lh_status lh_logits(lh_engine *e, const void *x, int64_t n, int owner, float *out)
+void *lh_own_part(const lh_engine *e, const lh_parts *p)
+{
+    int64_t begin = lh_split(p->units, e->comm->rank, e->comm->size).begin;
+    char *at = in_place(e, p) ? p->y : p->parts;
+
+    return at + (size_t)(p->n * begin) * p->unit_bytes;
+}
+
+lh_status lh_gather_parts(lh_engine *e, const lh_parts *p)
+{
+    size_t *bytes = e->host.recv_bytes, *offset = e->host.recv_offset;
+    size_t row_bytes = (size_t)p->units * p->unit_bytes;
+
+    for (int r = 0; r < e->comm->size; r++) {
+        lh_range part = lh_split(p->units, r, e->comm->size);
+        bytes[r] = (size_t)(p->n * lh_range_size(part)) * p->unit_bytes;
+        offset[r] = (size_t)(p->n * part.begin) * p->unit_bytes;
+    }
+    LH_TRY(lh_comm_allgatherv(e->comm, lh_own_part(e, p), in_place(e, p) ? p->y : p->parts, bytes,
+                              offset, e->s));
+    for (int r = 0; r < e->comm->size && !in_place(e, p); r++) {
+        lh_range part = lh_split(p->units, r, e->comm->size);
+        size_t part_bytes = (size_t)lh_range_size(part) * p->unit_bytes;
+        LH_TRY(e->k->device->copy_rows(e->s, (char *)p->y + (size_t)part.begin * p->unit_bytes,
+                                       row_bytes, (const char *)p->parts + offset[r], part_bytes,
+                                       part_bytes, p->n));
+    }
+    return LH_OK;
+}
+
+lh_status lh_step_output(lh_engine *e, const void *y, const lh_bf16 *w, int64_t width)
+{
+    int64_t d = e->d.d_model, first = e->g.d_model.begin, own = lh_range_size(e->g.d_model);
+    size_t act = e->g.act_bytes;
+    lh_parts x = {e->ws.x, e->ws.step.parts, e->batch, d, act};
+    void *part = lh_own_part(e, &x);
+
+    if (!in_place(e, &x))
+        LH_TRY(e->k->device->copy_rows(e->s, part, (size_t)own * act, lh_act(e, e->ws.x, first),
+                                       (size_t)d * act, (size_t)own * act, x.n));
+    LH_TRY(lh_step_linear(e, part, own, y, width, w + first * width, own, 1));
+    return lh_gather_parts(e, &x);
+}
+
+/* ------------------------------------------------------------------ logits */
+
+lh_status lh_logits(lh_engine *e, const void *x, int64_t n, int owner, float *const *out)
 {
     lh_workspace *w = &e->ws;
-    int64_t d = e->d.d_model, own = lh_range_size(e->g.vocab);
+    int64_t d = e->d.d_model, own = lh_range_size(e->g.vocab), vocab = e->d.n_vocab;
+    lh_parts logits = {w->logits, w->logits_part, n, vocab, sizeof(float)};
 
     if (x)
         LH_TRY(e->k->rmsnorm(e->s, &(lh_rmsnorm_args){.y = w->last,
@@ -32,7 +79,7 @@ lh_status lh_logits(lh_engine *e, const void *x, int64_t n, int owner, float *ou
     if (owner >= 0)
         LH_TRY(lh_comm_bcast(e->comm, w->last, (size_t)(n * d) * e->g.act_bytes, owner, e->s));
     if (own > 0)
-        LH_TRY(e->k->linear(e->s, &(lh_linear_args){.y = w->logits_part,
+        LH_TRY(e->k->linear(e->s, &(lh_linear_args){.y = lh_own_part(e, &logits),
                                                     .ldy = own,
                                                     .x = w->last,
                                                     .ldx = d,
@@ -42,71 +89,129 @@ lh_status lh_logits(lh_engine *e, const void *x, int64_t n, int owner, float *ou
                                                     .n_out = own,
                                                     .f32_out = 1,
                                                     .tiles = {(int)n, e->host.unit_start}}));
-    for (int64_t i = 0; i < n; i++) {
-        LH_TRY(e->k->device->copy(e->s, w->logits + e->g.vocab.begin, w->logits_part + i * own,
-                                  (size_t)own * sizeof(float)));
-        LH_TRY(lh_gather_parts(e, w->logits, e->d.n_vocab, sizeof(float)));
-        LH_TRY(e->k->device->download(e->s, out + i * e->d.n_vocab, w->logits,
-                                      (size_t)e->d.n_vocab * sizeof(float)));
-        LH_TRY(lh_comm_wait(e->comm, e->s)); /* `logits` is free for the next row */
-    }
-    return LH_OK;
+    LH_TRY(lh_gather_parts(e, &logits));
+    for (int64_t i = 0; i < n; i++)
+        if (out[i])
+            LH_TRY(e->k->device->download(e->s, out[i], w->logits + i * vocab,
+                                          (size_t)vocab * sizeof(float)));
+    return lh_comm_wait(e->comm, e->s);
 }
 
-/* Everything of a step between its input and its logits: the same calls for every token of a
- * session. */
-static lh_status run_step(lh_engine *e, lh_session *s)
+/* -------------------------------------------------------------------- step */
+
+/* Everything of a step between its input and its logits: the same calls for any tokens of so many
+ * sessions. */
+static lh_status run_step(lh_engine *e)
 {
     int kda = 0, mla = 0;
 
     lh_enter(e, LH_PHASE_EMBED, -1);
     LH_TRY(e->k->embed(e->s, &(lh_embed_args){.out = e->ws.x,
-                                              .ids = &e->ws.input->id,
+                                              .ids = e->ws.input->id,
                                               .table = e->w->embed,
-                                              .n_rows = 1,
+                                              .n_rows = e->batch,
                                               .d = e->d.d_model,
                                               .n_vocab = e->d.n_vocab}));
     for (int l = 0; l < e->d.n_layers; l++) {
         if (e->d.attn[l] == LH_ATTN_KDA)
-            LH_TRY(lh_kda_decode(e, s, l, kda++));
+            LH_TRY(lh_kda_decode(e, l, kda++));
         else
-            LH_TRY(lh_mla_decode(e, s, l, mla++));
+            LH_TRY(lh_mla_decode(e, l, mla++));
         LH_TRY(lh_ffn_decode(e, l));
     }
     return LH_OK;
 }
 
-/* The first step of a session's slot runs as it is, which connects whatever connects at first use.
- */
-static lh_status record_step(lh_engine *e, lh_session *s, lh_recording *r)
+/* Where the states and caches of the step's sessions lie, for the device to read. */
+static lh_status upload_pointers(lh_engine *e, const lh_step_item *const *items)
+{
+    size_t n_kda = (size_t)e->d.n_kda_layers, n_mla = (size_t)e->d.n_mla_layers;
+    size_t n_lists = 2 * n_kda + n_mla, batch = (size_t)e->g.batch;
+    size_t state = n_kda ? lh_slot_kda_bytes(&e->g) / n_kda : 0;
+    size_t conv = n_kda ? lh_slot_conv_bytes(&e->g) / n_kda : 0;
+    size_t latent = n_mla ? lh_slot_latent_bytes(&e->g) / n_mla : 0;
+    int same = e->n_step_slots == e->batch;
+
+    for (int i = 0; i < e->batch; i++) {
+        const lh_session *s = items[i]->session;
+        void **to = e->host.step_at + i;
+        same = same && e->step_slots[i] == s->slot;
+        e->step_slots[i] = s->slot;
+        for (size_t l = 0; l < n_kda; l++) {
+            to[l * batch] = (char *)s->at.kda + l * state;
+            to[(n_kda + l) * batch] = (char *)s->at.conv + l * conv;
+        }
+        for (size_t l = 0; l < n_mla; l++)
+            to[(2 * n_kda + l) * batch] = (char *)s->at.latent + l * latent;
+    }
+    e->n_step_slots = e->batch;
+    if (same)
+        return LH_OK;
+    return e->k->device->upload(e->s, e->ws.step_at, e->host.step_at,
+                                n_lists * batch * sizeof(void *));
+}
+
+static lh_status begin_step(lh_engine *e, const lh_step_item *const *items, int n)
+{
+    lh_step_input input = {0};
+
+    e->batch = n;
+    for (int i = 0; i < n; i++) {
+        input.row[i] = items[i]->session->position;
+        input.n_keys[i] = input.row[i] + 1;
+        input.id[i] = items[i]->tokens[0];
+    }
+    LH_TRY(upload_pointers(e, items));
+    return e->k->device->upload(e->s, e->ws.input, &input, sizeof input);
+}
+
+/* The first step runs as it is, which connects whatever connects at first use. */
+static lh_status record_step(lh_engine *e, lh_recording *r)
 {
     LH_TRY(e->k->device->record_begin(e->s));
-    lh_status st = run_step(e, s);
+    lh_status st = run_step(e);
     lh_status ended = e->k->device->record_end(e->s, &r->steps);
     return st != LH_OK ? st : ended;
 }
 
-lh_status lh_decode(lh_engine *e, const lh_step_item *item)
+/* The logits of the items that want them, in groups of rows. */
+static lh_status step_logits(lh_engine *e, const lh_step_item *const *items, int n)
 {
-    lh_session *s = item->session;
-    lh_recording *r = &e->recordings[s->slot];
-    const lh_step_input input = {s->position, s->position + 1, item->tokens[0]};
+    int wanted = 0;
 
+    for (int i = 0; i < n; i++)
+        wanted += items[i]->n_logits > 0;
+    if (wanted == 0)
+        return lh_comm_wait(e->comm, e->s);
+    lh_enter(e, LH_PHASE_HEAD, -1);
+    for (int first = 0; first < n; first += LH_LOGIT_ROWS) {
+        int rows = (int)lh_min64(LH_LOGIT_ROWS, n - first);
+        float *out[LH_LOGIT_ROWS];
+        for (int i = 0; i < rows; i++)
+            out[i] = items[first + i]->n_logits ? items[first + i]->logits : NULL;
+        LH_TRY(lh_logits(e, lh_act(e, e->ws.x, first * e->d.d_model), rows, -1, out));
+    }
+    for (int i = 0; i < n; i++)
+        if (items[i]->n_logits)
+            LH_TRY(lh_logits_done(e, items[i], items[i]->session->position - 1, 0, 1));
+    return LH_OK;
+}
+
+lh_status lh_decode(lh_engine *e, const lh_step_item *const *items, int n)
+{
     lh_enter(e, LH_PHASE_EMBED, -1);
-    LH_TRY(e->k->device->upload(e->s, e->ws.input, &input, sizeof input));
+    LH_TRY(begin_step(e, items, n));
+    lh_recording *r = &e->recordings[n];
     if (r->ran && e->k->device->record_begin && !r->steps)
-        LH_TRY(record_step(e, s, r));
+        LH_TRY(record_step(e, r));
     if (r->steps) {
         lh_enter(e, LH_PHASE_STEP, -1);
         LH_TRY(e->k->device->replay(e->s, r->steps));
     } else {
-        LH_TRY(run_step(e, s));
+        LH_TRY(run_step(e));
     }
     r->ran = 1;
-    s->position++;
-    if (item->n_logits == 0)
-        return lh_comm_wait(e->comm, e->s);
-    lh_enter(e, LH_PHASE_HEAD, -1);
-    LH_TRY(lh_logits(e, e->ws.x, 1, -1, item->logits));
-    return lh_logits_done(e, item, s->position - 1, 0, 1);
+    for (int i = 0; i < n; i++)
+        items[i]->session->position++;
+    return step_logits(e, items, n);
 }

@@ -141,8 +141,7 @@ static lh_status allocate(lh_engine *e)
                                                e->d.n_experts, e->d.top_k, g->rank, g->size);
     }
     e->slot_taken = calloc((size_t)g->max_sessions, 1);
-    e->recordings = calloc((size_t)g->max_sessions, sizeof *e->recordings);
-    LH_REQUIRE(e->slot_taken && e->recordings, LH_ERR_NOMEM, "%d sessions", g->max_sessions);
+    LH_REQUIRE(e->slot_taken, LH_ERR_NOMEM, "%d sessions", g->max_sessions);
     return LH_OK;
 }
 
@@ -175,42 +174,26 @@ out:
     return st;
 }
 
-/* Where every session's states and caches lie on this rank, for the device to read. */
-static lh_status upload_pointers(lh_engine *e)
+/* Rows of decoding tokens as they lie. */
+static lh_status upload_slots(lh_engine *e)
 {
-    const lh_geometry *g = &e->g;
-    const lh_device_ops *device = e->k->device;
-    size_t sessions = (size_t)g->max_sessions, n_kda = (size_t)e->d.n_kda_layers;
-    size_t n_mla = (size_t)e->d.n_mla_layers, n_slots = (size_t)e->d.top_k;
+    size_t n = (size_t)e->g.batch * (size_t)e->d.top_k;
+    int32_t *slots = malloc((n + 1) * sizeof *slots);
     lh_status st = LH_OK;
-    char **at = malloc((sessions * (n_kda + n_mla) + 1) * sizeof *at);
-    int32_t *slots = malloc((n_slots + 1) * sizeof *slots);
 
-    LH_REQUIRE_OUT(at && slots, LH_ERR_NOMEM, "pointers of %zu sessions", sessions);
-    char **latent_at = at + sessions * n_kda;
-    for (size_t i = 0; i < sessions; i++) {
-        for (size_t l = 0; l < n_kda; l++)
-            at[i * n_kda + l] =
-                (char *)e->arena_kda + (i * n_kda + l) * (lh_slot_kda_bytes(g) / n_kda);
-        for (size_t l = 0; l < n_mla; l++)
-            latent_at[i * n_mla + l] =
-                (char *)e->arena_latent + (i * n_mla + l) * (lh_slot_latent_bytes(g) / n_mla);
-    }
-    for (size_t j = 0; j < n_slots; j++)
-        slots[j] = (int32_t)j;
-    LH_TRY_OUT(device->upload(e->s, e->ws.state_at, at, sessions * n_kda * sizeof *at));
-    LH_TRY_OUT(device->upload(e->s, e->ws.latent_at, latent_at, sessions * n_mla * sizeof *at));
-    LH_TRY_OUT(device->upload(e->s, e->ws.slots, slots, n_slots * sizeof *slots));
-    LH_TRY_OUT(device->sync(e->s));
+    LH_REQUIRE(slots, LH_ERR_NOMEM, "index of decoding rows");
+    for (size_t i = 0; i < n; i++)
+        slots[i] = (int32_t)i;
+    LH_TRY_OUT(e->k->device->upload(e->s, e->ws.slots, slots, n * sizeof *slots));
+    LH_TRY_OUT(e->k->device->sync(e->s));
 out:
-    free(at);
     free(slots);
     return st;
 }
 
 static void fill_constants(lh_engine *e)
 {
-    int64_t ones = lh_max64(LH_LOGIT_ROWS, e->d.top_k);
+    int64_t ones = lh_max64(LH_LOGIT_ROWS, e->g.batch);
     for (int64_t i = 0; i <= ones; i++)
         e->host.unit_start[i] = i;
 }
@@ -303,7 +286,7 @@ static lh_status open_allocated(lh_engine *e)
 {
     LH_TRY(allocate(e));
     fill_constants(e);
-    LH_TRY(upload_pointers(e));
+    LH_TRY(upload_slots(e));
     return e->d.n_kda_layers > 0 ? make_conv_index(e) : LH_OK;
 }
 
@@ -367,7 +350,7 @@ void lh_engine_close(lh_engine *e)
         return;
     if (e->s) {
         const lh_device_ops *device = e->k->device;
-        for (int i = 0; e->recordings && i < e->g.max_sessions; i++)
+        for (int i = 0; i <= LH_MAX_BATCH; i++)
             if (e->recordings[i].steps)
                 device->forget(e->s, e->recordings[i].steps);
         void *arenas[] = {e->arena_weights, e->arena_work, e->arena_comm,
@@ -384,7 +367,6 @@ void lh_engine_close(lh_engine *e)
     lh_checkpoint_close(e->checkpoint);
     free(e->arena_host);
     free(e->device_w);
-    free(e->recordings);
     free(e->slot_taken);
     lh_comm_destroy(e->boot);
     free(e);

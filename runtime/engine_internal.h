@@ -32,6 +32,7 @@ typedef struct lh_geometry {
     int rank, size, n_threads;
     int64_t segment, block, context; /* tokens; block a multiple of segment; context of a session */
     int max_sessions;
+    int batch;           /* sequences of a decoding step, at most */
     int by_runs;         /* KDA carries its state by whole runs instead of segments */
     int shares_keys;     /* in decoding the ranks cut the keys, and have all heads of MLA each */
     int64_t latent_rows; /* rows of a latent cache: context rounded up to LH_KEY_TILE */
@@ -55,12 +56,14 @@ typedef struct lh_settings {
 lh_status lh_geometry_make(lh_geometry *out, const lh_dims *d, const lh_kernels *k,
                            size_t act_bytes, const lh_settings *o);
 
+#define LH_MAX_BATCH 64 /* sequences of a decoding step */
+
 /* What a decoding step reads from the device's memory, so that a recording of it serves every
  * token. */
 typedef struct lh_step_input {
-    int64_t row;    /* of the caches: the token's position */
-    int64_t n_keys; /* row + 1 */
-    int32_t id;
+    int64_t row[LH_MAX_BATCH];    /* of the caches: each token's position */
+    int64_t n_keys[LH_MAX_BATCH]; /* row + 1 */
+    int32_t id[LH_MAX_BATCH];
 } lh_step_input;
 
 /* Device buffers of a step. Those of different kinds of layers share memory. */
@@ -71,12 +74,11 @@ typedef struct lh_workspace {
     int32_t *conv_gather;  /* [taps - 1, 3, kda_heads] index: rows by token from rows by rank */
     int32_t *conv_scatter; /* the inverse */
     void *last;            /* [LH_LOGIT_ROWS, d_model] act */
-    float *logits_part;    /* [LH_LOGIT_ROWS, vocabulary of this rank] */
-    float *logits;         /* [n_vocab] */
-    int32_t *slots;        /* [top_k] 0, 1, ..: a decoding token's rows as they lie */
-    lh_step_input *input;  /* [1] what changes from one decoding token to the next */
-    float **state_at;      /* [max_sessions, kda layers] each session's state on this rank */
-    void **latent_at;      /* [max_sessions, mla layers] each session's latent cache */
+    float *logits_part;    /* [LH_LOGIT_ROWS, n_vocab] in parts, see lh_own_part */
+    float *logits;         /* [LH_LOGIT_ROWS, n_vocab] */
+    int32_t *slots;        /* [batch, top_k] 0, 1, ..: decoding tokens' rows as they lie */
+    lh_step_input *input;  /* [1] what changes from one decoding step to the next */
+    void **step_at;        /* [.., batch] of the step's sessions, see lh_step_pointers */
     void **expert_at;      /* [n_layers, 3, own experts] gate, up, down, on such devices */
     float *router_bias;    /* [n_layers, n_experts], on devices with memory of their own */
 
@@ -119,18 +121,21 @@ typedef struct lh_workspace {
         int32_t *index;        /* the longest of the plan's index lists */
     } moe;
     struct {
-        void *raw, *q, *k, *v, *f, *z; /* [own heads, dim] act; raw [3, own heads, dim] */
+        /* n = batch; [n, own heads, dim] act; raw [n, 3, own heads, dim] */
+        void *raw, *q, *k, *v, *f, *z;
         float *g, *beta;
         void *b, *low;
-        void *y;                        /* [D] act, all heads */
+        void *y;                        /* [n, D] act, all heads */
         void *mla_q, *mla_o, *mla_work; /* own heads; mla_o all heads */
         float *mla_partial;             /* [ranges, lh_mla_partial_size()] where keys are shared */
-        void *mla_raw;                  /* [d_latent + d_rope] act */
+        void *mla_raw;                  /* [n, d_latent + d_rope] act */
         float *scores, *weight;
         int32_t *expert;
-        void *rows;    /* [top_k + 1, d_model] act: experts' outputs, then the shared network's */
-        void *merging; /* [size, top_k + 1, d_model] act */
-        void *hidden;  /* [top_k, 2, d_expert] or [2, d_shared] or [2, d_ffn] act */
+        void *rows;    /* [n, top_k, d_model] act: experts' outputs; then [n, d_model] the shared
+                          network's */
+        void *merging; /* [size] times that */
+        void *hidden;  /* [n, top_k, 2, d_expert] or [n, 2, d_shared] or [n, 2, d_ffn] act */
+        void *parts;   /* [n] times the widest row that ranks share, in parts: see lh_own_part */
     } step;
 } lh_workspace;
 
@@ -141,9 +146,10 @@ typedef struct lh_host_space {
     int64_t *segment;    /* [n] segment of each row, from the start of the turn; by runs its rank */
     int64_t *tile_start; /* [max_segments + 1] */
     int64_t *round_start; /* [max_segments + 1] tiles of a round, from its first row */
-    int32_t *net; /* [max(max_segments, LH_LOGIT_ROWS, top_k)]: zeros, for calls of one network */
-    int64_t *unit_start; /* [max(LH_LOGIT_ROWS, top_k) + 1] tiles of one row */
-    lh_run *runs;        /* [2 * size] */
+    int32_t *net;         /* [max(max_segments, batch)]: zeros, for calls of one network */
+    int64_t *unit_start;  /* [max(LH_LOGIT_ROWS, batch) + 1] tiles of one row */
+    void **step_at;       /* as the device has it */
+    lh_run *runs;         /* [2 * size] */
     size_t *send_bytes, *recv_bytes, *recv_offset; /* [size] */
 } lh_host_space;
 
@@ -281,7 +287,7 @@ typedef struct lh_block {
     int n_rounds;            /* of expert dispatch, the same on all ranks */
 } lh_block;
 
-/* A session's decoding step: run once, then recorded, then replayed. */
+/* A decoding step of so many sessions: run once, then recorded, then replayed for any of them. */
 typedef struct lh_recording {
     int ran;
     void *steps;
@@ -305,12 +311,14 @@ struct lh_engine {
         *arena_host;
     lh_workspace ws;
     lh_host_space host;
-    unsigned char *slot_taken; /* [max_sessions] */
-    lh_recording *recordings;  /* [max_sessions] of a decoding step */
+    unsigned char *slot_taken;                  /* [max_sessions] */
+    int step_slots[LH_MAX_BATCH], n_step_slots; /* whose pointers the device has */
+    lh_recording recordings[LH_MAX_BATCH + 1];  /* of a step of so many sessions */
     lh_rank_plan plan, used;
     size_t free_at_start; /* on a device with memory of its own, before any arena */
 
     lh_block block;
+    int batch; /* sessions of the decoding step that is under way */
     lh_phase_clock clock;
     lh_observer observer;
     lh_take_logits take; /* during lh_step_groups, else NULL */
@@ -324,9 +332,10 @@ struct lh_engine {
  * is. */
 void lh_enter(lh_engine *e, lh_phase_id phase, int layer);
 
-/* One turn of at least two tokens, and one token. Logits as in lh_step_item. */
+/* One turn of at least two tokens; one token of each of n <= batch items. Logits as in
+ * lh_step_item. */
 lh_status lh_prefill(lh_engine *e, const lh_step_item *item);
-lh_status lh_decode(lh_engine *e, const lh_step_item *item);
+lh_status lh_decode(lh_engine *e, const lh_step_item *const *items, int n);
 
 /* Where the logits of position `at` of the n_logits wanted go. */
 static inline float *lh_logits_at(const lh_engine *e, const lh_step_item *item, int64_t at)
@@ -342,20 +351,44 @@ lh_status lh_logits_done(lh_engine *e, const lh_step_item *item, int64_t turn, i
 /* The attention half of layer l: x += attention(norm(x)). `at` counts the layers of this kind. */
 lh_status lh_kda_prefill(lh_engine *e, int l, int at);
 lh_status lh_mla_prefill(lh_engine *e, int l, int at);
-lh_status lh_kda_decode(lh_engine *e, lh_session *s, int l, int at);
-lh_status lh_mla_decode(lh_engine *e, lh_session *s, int l, int at);
+lh_status lh_kda_decode(lh_engine *e, int l, int at);
+lh_status lh_mla_decode(lh_engine *e, int l, int at);
+
+/* Where those of the step's sessions lie, [batch] pointers on the device: states and convolution
+ * rows of KDA layer `at`, latent caches of MLA layer `at`. */
+typedef enum lh_step_kind { LH_STEP_STATE, LH_STEP_CONV, LH_STEP_LATENT } lh_step_kind;
+
+static inline void *const *lh_step_pointers(const lh_engine *e, lh_step_kind kind, int at)
+{
+    int first = (int)kind * e->d.n_kda_layers; /* latent caches come last */
+    return (void *const *)e->ws.step_at + (first + at) * e->g.batch;
+}
 
 /* The feed-forward half. */
 lh_status lh_ffn_prefill(lh_engine *e, int l);
 lh_status lh_ffn_decode(lh_engine *e, int l);
 
 /* The logits of n <= LH_LOGIT_ROWS rows of x (device, on rank `owner`; the same on all if owner is
- * -1) to out [n, n_vocab], host. */
-lh_status lh_logits(lh_engine *e, const void *x, int64_t n, int owner, float *out);
+ * -1) to out [n] rows of n_vocab, host; NULL: not wanted. */
+lh_status lh_logits(lh_engine *e, const void *x, int64_t n, int owner, float *const *out);
 
-/* y[begin of the rank's part ..] of every rank to all, in place; parts of n units of unit_bytes by
- * lh_split. */
-lh_status lh_gather_parts(lh_engine *e, void *y, int64_t n, size_t unit_bytes);
+/*
+ * Rows that are computed in parts: n rows y of `units` units of unit_bytes, of which every rank
+ * computes its units by lh_split. lh_own_part is where: a matrix [n, own units] of its own, in
+ * `parts` (room for all n rows), or in y where that is the same. lh_gather_parts brings everyone's
+ * parts together in y.
+ */
+typedef struct lh_parts {
+    void *y, *parts;
+    int64_t n, units;
+    size_t unit_bytes;
+} lh_parts;
+
+void *lh_own_part(const lh_engine *e, const lh_parts *p);
+lh_status lh_gather_parts(lh_engine *e, const lh_parts *p);
+
+/* In a decoding step, x += W y: the own rows of w [d_model, width] over y [n, width], gathered. */
+lh_status lh_step_output(lh_engine *e, const void *y, const lh_bf16 *w, int64_t width);
 
 /* A pointer `n` elements of activations further. */
 static inline void *lh_act(const lh_engine *e, const void *p, int64_t n)
@@ -385,22 +418,23 @@ static inline lh_status lh_rows_linear(lh_engine *e, void *y, int64_t ldy, const
                                                 .tiles = e->block.tiles});
 }
 
-/* The same for the one row of a decoding token. Nothing to do for no outputs. */
-static inline lh_status lh_row_linear(lh_engine *e, void *y, const void *x, int64_t n_in,
-                                      const lh_bf16 *w, int64_t n_out, int accumulate)
+/* The same for the rows of a decoding step. Nothing to do for no outputs. */
+static inline lh_status lh_step_linear(lh_engine *e, void *y, int64_t ldy, const void *x,
+                                       int64_t n_in, const lh_bf16 *w, int64_t n_out,
+                                       int accumulate)
 {
     if (n_out == 0)
         return LH_OK;
     return e->k->linear(e->s, &(lh_linear_args){.y = y,
-                                                .ldy = n_out,
+                                                .ldy = ldy,
                                                 .x = x,
                                                 .ldx = n_in,
                                                 .w = w,
-                                                .n_rows = 1,
+                                                .n_rows = e->batch,
                                                 .n_in = n_in,
                                                 .n_out = n_out,
                                                 .accumulate = accumulate,
-                                                .tiles = {1, e->host.unit_start}});
+                                                .tiles = {e->batch, e->host.unit_start}});
 }
 
 static inline lh_status lh_rows_norm(lh_engine *e, const lh_bf16 *w, int64_t n_rows)

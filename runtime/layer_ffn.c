@@ -3,7 +3,7 @@
  * experts in the others.
  *
  * Prefill: tokens go to the ranks that own their experts, in rounds of a few segments, and come
- * back. Decode: every rank has the token and routes it alike; each computes its own experts, the
+ * back. Decode: every rank has the tokens and routes them alike; each computes its own experts, the
  * one with the fewest of them the shared one too, and the rows are gathered.
  */
 #include "base/mem.h"
@@ -163,13 +163,13 @@ static const lh_bf16 *const *own_pointers(const lh_engine *e, int l, int kind)
 static lh_status moe_step(lh_engine *e, const lh_layer_weights *lw, int l)
 {
     lh_workspace *w = &e->ws;
-    int64_t d = e->d.d_model, k = e->d.top_k;
+    int64_t n = e->batch, d = e->d.d_model, k = e->d.top_k;
     size_t row_bytes = (size_t)d * e->g.act_bytes;
-    lh_tiles one = {1, e->host.unit_start};
-    void *shared = lh_act(e, w->step.rows, k * d);
+    lh_tiles rows = {(int)n, e->host.unit_start};
+    void *shared = lh_act(e, w->step.rows, n * k * d);
 
     lh_enter(e, LH_PHASE_ROUTE, l);
-    LH_TRY(route(e, lw, 1, one, w->step.scores, w->step.expert, w->step.weight));
+    LH_TRY(route(e, lw, n, rows, w->step.scores, w->step.expert, w->step.weight));
     lh_enter(e, LH_PHASE_EXPERTS, l);
     LH_TRY(e->k->moe_step(e->s, &(lh_moe_step_args){.y = w->step.rows,
                                                     .x = w->h,
@@ -179,24 +179,24 @@ static lh_status moe_step(lh_engine *e, const lh_layer_weights *lw, int l)
                                                     .w_down = own_pointers(e, l, 2),
                                                     .first_expert = (int)e->g.experts.begin,
                                                     .n_nets = (int)lh_range_size(e->g.experts),
-                                                    .n_seq = 1,
+                                                    .n_seq = n,
                                                     .d = d,
                                                     .d_hidden = e->d.d_expert,
                                                     .top_k = (int)k,
                                                     .work = w->step.hidden}));
     if (e->d.n_shared && l % e->comm->size == e->comm->rank)
-        LH_TRY(one_network(e, lw, shared, 1, e->d.d_shared, one, 0, w->step.hidden));
+        LH_TRY(one_network(e, lw, shared, n, e->d.d_shared, rows, 0, w->step.hidden));
     else
-        LH_TRY(e->k->device->zero(e->s, shared, row_bytes));
+        LH_TRY(e->k->device->zero(e->s, shared, (size_t)n * row_bytes));
     lh_enter(e, LH_PHASE_COMBINE, l);
-    LH_TRY(
-        lh_comm_merge(e->comm, w->step.rows, (size_t)(k + 1) * row_bytes, w->step.merging, e->s));
+    LH_TRY(lh_comm_merge(e->comm, w->step.rows, (size_t)(n * (k + 1)) * row_bytes, w->step.merging,
+                         e->s));
     return e->k->combine(e->s, &(lh_combine_args){.x = w->x,
                                                   .rows = w->step.rows,
                                                   .source = w->slots,
                                                   .weight = w->step.weight,
                                                   .shared = e->d.n_shared ? shared : NULL,
-                                                  .n_rows = 1,
+                                                  .n_rows = n,
                                                   .d = d,
                                                   .top_k = (int)k});
 }
@@ -204,11 +204,12 @@ static lh_status moe_step(lh_engine *e, const lh_layer_weights *lw, int l)
 lh_status lh_ffn_decode(lh_engine *e, int l)
 {
     const lh_layer_weights *lw = &e->w->layers[l];
-    lh_tiles one = {1, e->host.unit_start};
+    int64_t n = e->batch;
+    lh_tiles rows = {(int)n, e->host.unit_start};
 
     lh_enter(e, LH_PHASE_EXPERTS, l);
-    LH_TRY(lh_rows_norm(e, lw->ffn_norm, 1));
+    LH_TRY(lh_rows_norm(e, lw->ffn_norm, n));
     if (l < e->d.n_dense_layers)
-        return one_network(e, lw, e->ws.x, 1, e->d.d_ffn, one, 1, e->ws.step.hidden);
+        return one_network(e, lw, e->ws.x, n, e->d.d_ffn, rows, 1, e->ws.step.hidden);
     return moe_step(e, lw, l);
 }

@@ -332,57 +332,47 @@ lh_status lh_kda_prefill(lh_engine *e, int l, int at)
 
 /* ------------------------------------------------------------------ decode */
 
-/* One step of the convolution of this rank's heads, and of the rows it remembers. */
-static lh_status convolve_step(lh_engine *e, const lh_layer_weights *lw, void *rows)
+/* One step of the convolution of this rank's heads, and of the rows that sessions remember. */
+static lh_status convolve_step(lh_engine *e, const lh_layer_weights *lw, int at)
 {
-    const lh_bf16 *weights[3] = {lw->q_conv, lw->k_conv, lw->v_conv};
-    void *out[3] = {e->ws.step.q, e->ws.step.k, e->ws.step.v};
-    int64_t first = e->g.kda_heads.begin * e->d.kda_dim;
-    int64_t width = lh_range_size(e->g.kda_heads) * e->d.kda_dim;
-    size_t row_bytes = (size_t)(3 * width) * e->g.act_bytes;
-    int taps = e->d.taps;
+    lh_workspace *w = &e->ws;
+    int64_t dim = e->d.kda_dim, first = e->g.kda_heads.begin * dim * e->d.taps;
 
-    for (int c = 0; c < 3; c++)
-        LH_TRY(
-            e->k->short_conv(e->s, &(lh_short_conv_args){.y = out[c],
-                                                         .ldy = width,
-                                                         .x = lh_act(e, e->ws.step.raw, c * width),
-                                                         .ldx = 3 * width,
-                                                         .halo = lh_act(e, rows, c * width),
-                                                         .w = weights[c] + first * taps,
-                                                         .n_rows = 1,
-                                                         .n_channels = width,
-                                                         .taps = taps}));
-    for (int t = 0; t + 2 < taps; t++)
-        LH_TRY(e->k->device->copy(e->s, lh_act(e, rows, t * 3 * width),
-                                  lh_act(e, rows, (t + 1) * 3 * width), row_bytes));
-    return e->k->device->copy(e->s, lh_act(e, rows, (taps - 2) * 3 * width), e->ws.step.raw,
-                              row_bytes);
+    return e->k->conv_step(
+        e->s,
+        &(lh_conv_step_args){.y = {w->step.q, w->step.k, w->step.v},
+                             .rows = lh_step_pointers(e, LH_STEP_CONV, at),
+                             .x = w->step.raw,
+                             .w = {lw->q_conv + first, lw->k_conv + first, lw->v_conv + first},
+                             .n_seq = e->batch,
+                             .n_channels = lh_range_size(e->g.kda_heads) * dim,
+                             .taps = e->d.taps});
 }
 
-/* This rank's heads of one token, from the normed row to the gated output. */
-static lh_status own_heads_step(lh_engine *e, lh_session *s, const lh_layer_weights *lw, int l,
-                                int at)
+/* This rank's heads of the batch, from the normed rows to the gated outputs y. */
+static lh_status own_heads_step(lh_engine *e, void *y, const lh_layer_weights *lw, int l, int at)
 {
     const lh_dims *d = &e->d;
     lh_workspace *w = &e->ws;
     int heads = (int)lh_range_size(e->g.kda_heads);
-    int64_t first = e->g.kda_heads.begin, dim = d->kda_dim, width = heads * dim;
+    int64_t n = e->batch, first = e->g.kda_heads.begin, dim = d->kda_dim, width = heads * dim;
+    int64_t d_in = d->d_model;
     const lh_bf16 *qkv[3] = {lw->q, lw->k, lw->v};
-    void *y = lh_act(e, w->step.y, first * dim);
 
     if (heads == 0)
         return LH_OK;
     for (int c = 0; c < 3; c++)
-        LH_TRY(lh_row_linear(e, lh_act(e, w->step.raw, c * width), w->h, d->d_model,
-                             qkv[c] + first * dim * d->d_model, width, 0));
-    LH_TRY(lh_row_linear(e, w->step.low, w->h, d->d_model, lw->f_a, dim, 0));
-    LH_TRY(lh_row_linear(e, w->step.f, w->step.low, dim, lw->f_b + first * dim * dim, width, 0));
-    LH_TRY(lh_row_linear(e, w->step.b, w->h, d->d_model, lw->b + first * d->d_model, heads, 0));
-    LH_TRY(lh_row_linear(e, w->step.low, w->h, d->d_model, lw->g_a, dim, 0));
-    LH_TRY(lh_row_linear(e, w->step.z, w->step.low, dim, lw->g_b + first * dim * dim, width, 0));
+        LH_TRY(lh_step_linear(e, lh_act(e, w->step.raw, c * width), 3 * width, w->h, d_in,
+                              qkv[c] + first * dim * d_in, width, 0));
+    LH_TRY(lh_step_linear(e, w->step.low, dim, w->h, d_in, lw->f_a, dim, 0));
+    LH_TRY(lh_step_linear(e, w->step.f, width, w->step.low, dim, lw->f_b + first * dim * dim, width,
+                          0));
+    LH_TRY(lh_step_linear(e, w->step.b, heads, w->h, d_in, lw->b + first * d_in, heads, 0));
+    LH_TRY(lh_step_linear(e, w->step.low, dim, w->h, d_in, lw->g_a, dim, 0));
+    LH_TRY(lh_step_linear(e, w->step.z, width, w->step.low, dim, lw->g_b + first * dim * dim, width,
+                          0));
     lh_enter(e, LH_PHASE_CONVOLUTION, l);
-    LH_TRY(convolve_step(e, lw, own_conv(e, s, at)));
+    LH_TRY(convolve_step(e, lw, at));
     lh_enter(e, LH_PHASE_KDA, l);
     LH_TRY(e->k->kda_gate(e->s, &(lh_kda_gate_args){.q = w->step.q,
                                                     .k = w->step.k,
@@ -392,45 +382,43 @@ static lh_status own_heads_step(lh_engine *e, lh_session *s, const lh_layer_weig
                                                     .dt_bias = lw->dt_bias + first * dim,
                                                     .g = w->step.g,
                                                     .beta = w->step.beta,
-                                                    .n_rows = 1,
+                                                    .n_rows = n,
                                                     .n_heads = heads,
                                                     .d_k = d->kda_dim}));
-    LH_TRY(e->k->kda_step(e->s,
-                          &(lh_kda_step_args){.o = y,
-                                              .state = w->state_at + s->slot * d->n_kda_layers + at,
-                                              .q = w->step.q,
-                                              .k = w->step.k,
-                                              .v = w->step.v,
-                                              .g = w->step.g,
-                                              .beta = w->step.beta,
-                                              .n_seq = 1,
-                                              .n_heads = heads,
-                                              .d_k = d->kda_dim,
-                                              .d_v = d->kda_dim}));
+    LH_TRY(e->k->kda_step(
+        e->s, &(lh_kda_step_args){.o = y,
+                                  .state = (float *const *)lh_step_pointers(e, LH_STEP_STATE, at),
+                                  .q = w->step.q,
+                                  .k = w->step.k,
+                                  .v = w->step.v,
+                                  .g = w->step.g,
+                                  .beta = w->step.beta,
+                                  .n_seq = n,
+                                  .n_heads = heads,
+                                  .d_k = d->kda_dim,
+                                  .d_v = d->kda_dim}));
     return e->k->gated_norm(e->s, &(lh_gated_norm_args){.y = y,
                                                         .o = y,
                                                         .z = w->step.z,
                                                         .w = lw->o_norm,
-                                                        .n_rows = 1,
+                                                        .n_rows = n,
                                                         .n_heads = heads,
                                                         .d = d->kda_dim,
                                                         .eps = d->norm_eps});
 }
 
-lh_status lh_kda_decode(lh_engine *e, lh_session *s, int l, int at)
+lh_status lh_kda_decode(lh_engine *e, int l, int at)
 {
     const lh_layer_weights *lw = &e->w->layers[l];
     const lh_dims *d = &e->d;
     lh_workspace *w = &e->ws;
-    int64_t width = (int64_t)d->kda_heads * d->kda_dim;
-    lh_range rows = e->g.d_model;
+    lh_parts y = {w->step.y, w->step.parts, e->batch, d->kda_heads,
+                  (size_t)d->kda_dim * e->g.act_bytes};
 
     lh_enter(e, LH_PHASE_KDA_PROJECTIONS, l);
-    LH_TRY(lh_rows_norm(e, lw->attn_norm, 1));
-    LH_TRY(own_heads_step(e, s, lw, l, at));
+    LH_TRY(lh_rows_norm(e, lw->attn_norm, y.n));
+    LH_TRY(own_heads_step(e, lh_own_part(e, &y), lw, l, at));
     lh_enter(e, LH_PHASE_KDA_PROJECTIONS, l);
-    LH_TRY(lh_gather_parts(e, w->step.y, d->kda_heads, (size_t)d->kda_dim * e->g.act_bytes));
-    LH_TRY(lh_row_linear(e, lh_act(e, w->x, rows.begin), w->step.y, width,
-                         lw->o + rows.begin * width, lh_range_size(rows), 1));
-    return lh_gather_parts(e, w->x, d->d_model, e->g.act_bytes);
+    LH_TRY(lh_gather_parts(e, &y));
+    return lh_step_output(e, y.y, lw->o, (int64_t)d->kda_heads * d->kda_dim);
 }

@@ -20,20 +20,6 @@ static void *cache(const lh_engine *e, const lh_session *s, int at)
     return lh_act(e, s->at.latent, at * e->g.latent_rows * latent_width(e));
 }
 
-/* Rows of the cache from rows of the projection: at `to`, or (one row) at row *row from there. */
-static lh_status store_latent(lh_engine *e, void *to, const int64_t *row, const void *raw,
-                              const lh_layer_weights *lw, int64_t n)
-{
-    return e->k->latent(e->s, &(lh_latent_args){.y = to,
-                                                .x = raw,
-                                                .w = lw->kv_norm,
-                                                .row = row,
-                                                .n_rows = n,
-                                                .d_latent = e->d.d_latent,
-                                                .d_rope = e->d.d_rope,
-                                                .eps = e->d.latent_eps});
-}
-
 /* Rows of all runs to all ranks, in place: every rank's first run, then every rank's second. */
 static lh_status exchange_latents(lh_engine *e, void *rows)
 {
@@ -72,9 +58,14 @@ lh_status lh_mla_prefill(lh_engine *e, int l, int at)
     LH_TRY(lh_rows_linear(e, w->mla.q, q_width, w->h, d->d_model, lw->mla_q, q_width, 0));
     LH_TRY(lh_rows_linear(e, w->mla.raw, width, w->h, d->d_model, lw->kv_a, width, 0));
     for (int i = 0; i < b->n_own; i++)
-        LH_TRY(store_latent(e, lh_act(e, rows, b->run_position[i] * width), NULL,
-                            lh_act(e, w->mla.raw, b->run_start[i] * width), lw,
-                            b->run_start[i + 1] - b->run_start[i]));
+        LH_TRY(e->k->latent(e->s,
+                            &(lh_latent_args){.y = lh_act(e, rows, b->run_position[i] * width),
+                                              .x = lh_act(e, w->mla.raw, b->run_start[i] * width),
+                                              .w = lw->kv_norm,
+                                              .n_rows = b->run_start[i + 1] - b->run_start[i],
+                                              .d_latent = d->d_latent,
+                                              .d_rope = d->d_rope,
+                                              .eps = d->latent_eps}));
     lh_enter(e, LH_PHASE_LATENT_EXCHANGE, l);
     LH_TRY(exchange_latents(e, rows));
     lh_enter(e, LH_PHASE_ATTENTION, l);
@@ -101,36 +92,39 @@ lh_status lh_mla_prefill(lh_engine *e, int l, int at)
 /* The ranks' ranges of keys, each for all heads; then every rank merges them alike. */
 static lh_status attend_shared(lh_engine *e, lh_mla_decode_args *a, int l)
 {
-    int64_t n = lh_mla_ranges(*a->n_keys);
-    lh_range own = lh_split(n, e->comm->rank, e->comm->size);
+    size_t row_bytes = (size_t)lh_mla_partial_size(a->n_heads, a->d_latent) * sizeof(float);
+    lh_parts ranges = {.y = a->partial, .n = 1, .unit_bytes = row_bytes};
 
+    for (int i = 0; i < e->batch; i++)
+        ranges.units += lh_mla_ranges(a->n_keys[i]);
+    lh_range own = lh_split(ranges.units, e->comm->rank, e->comm->size);
     a->first_range = (int)own.begin;
     a->n_ranges = (int)lh_range_size(own);
     LH_TRY(e->k->mla_attend(e->s, a));
     lh_enter(e, LH_PHASE_LATENT_EXCHANGE, l);
-    LH_TRY(lh_gather_parts(e, a->partial, n,
-                           (size_t)lh_mla_partial_size(a->n_heads, a->d_latent) * sizeof(float)));
-    a->first_range = 0;
-    a->n_ranges = (int)n;
+    LH_TRY(lh_gather_parts(e, &ranges));
     lh_enter(e, LH_PHASE_ATTENTION, l);
+    a->first_range = 0;
+    a->n_ranges = (int)ranges.units;
     return e->k->mla_merge(e->s, a);
 }
 
-/* The new token's attention, for all heads on every rank. */
-static lh_status attend_step(lh_engine *e, lh_session *s, int l, int at)
+/* The new tokens' attention, for all heads on every rank. */
+static lh_status attend_step(lh_engine *e, int l, int at)
 {
     const lh_dims *d = &e->d;
     lh_workspace *w = &e->ws;
     lh_range heads = e->g.mla_heads;
-    const void *const *latent = (const void *const *)w->latent_at + s->slot * d->n_mla_layers + at;
-    lh_mla_decode_args a = {.o = lh_act(e, w->step.mla_o, heads.begin * d->d_v),
+    lh_parts o = {w->step.mla_o, w->step.parts, e->batch, d->mla_heads,
+                  (size_t)d->d_v * e->g.act_bytes};
+    lh_mla_decode_args a = {.o = e->g.shares_keys ? o.y : lh_own_part(e, &o),
                             .q = w->step.mla_q,
-                            .latent = latent,
-                            .n_keys = &w->input->n_keys,
-                            .max_keys = s->context,
+                            .latent = (const void *const *)lh_step_pointers(e, LH_STEP_LATENT, at),
+                            .n_keys = w->input->n_keys,
+                            .max_keys = e->g.context,
                             .w_kvb = e->w->layers[l].kv_b +
                                      heads.begin * (d->d_nope + d->d_v) * d->d_latent,
-                            .n_seq = 1,
+                            .n_seq = e->batch,
                             .n_heads = (int)lh_range_size(heads),
                             .d_nope = d->d_nope,
                             .d_rope = d->d_rope,
@@ -145,27 +139,31 @@ static lh_status attend_step(lh_engine *e, lh_session *s, int l, int at)
     if (a.n_heads > 0)
         LH_TRY(e->k->mla_decode(e->s, &a));
     lh_enter(e, LH_PHASE_MLA_PROJECTIONS, l);
-    return lh_gather_parts(e, w->step.mla_o, d->mla_heads, (size_t)d->d_v * e->g.act_bytes);
+    return lh_gather_parts(e, &o);
 }
 
-lh_status lh_mla_decode(lh_engine *e, lh_session *s, int l, int at)
+lh_status lh_mla_decode(lh_engine *e, int l, int at)
 {
     const lh_layer_weights *lw = &e->w->layers[l];
     const lh_dims *d = &e->d;
     lh_workspace *w = &e->ws;
-    int64_t q_dim = d->d_nope + d->d_rope, o_width = (int64_t)d->mla_heads * d->d_v;
-    lh_range heads = e->g.mla_heads, out = e->g.d_model;
+    int64_t n = e->batch, width = latent_width(e), q_dim = d->d_nope + d->d_rope;
+    int64_t first = e->g.mla_heads.begin * q_dim, q_width = lh_range_size(e->g.mla_heads) * q_dim;
 
     lh_enter(e, LH_PHASE_MLA_PROJECTIONS, l);
-    LH_TRY(lh_rows_norm(e, lw->attn_norm, 1));
-    LH_TRY(lh_row_linear(e, w->step.mla_q, w->h, d->d_model,
-                         lw->mla_q + heads.begin * q_dim * d->d_model, lh_range_size(heads) * q_dim,
-                         0));
-    LH_TRY(lh_row_linear(e, w->step.mla_raw, w->h, d->d_model, lw->kv_a, latent_width(e), 0));
-    LH_TRY(store_latent(e, cache(e, s, at), &w->input->row, w->step.mla_raw, lw, 1));
-    LH_TRY(attend_step(e, s, l, at));
+    LH_TRY(lh_rows_norm(e, lw->attn_norm, n));
+    LH_TRY(lh_step_linear(e, w->step.mla_q, q_width, w->h, d->d_model,
+                          lw->mla_q + first * d->d_model, q_width, 0));
+    LH_TRY(lh_step_linear(e, w->step.mla_raw, width, w->h, d->d_model, lw->kv_a, width, 0));
+    LH_TRY(e->k->latent(e->s, &(lh_latent_args){.caches = lh_step_pointers(e, LH_STEP_LATENT, at),
+                                                .x = w->step.mla_raw,
+                                                .w = lw->kv_norm,
+                                                .row = w->input->row,
+                                                .n_rows = n,
+                                                .d_latent = d->d_latent,
+                                                .d_rope = d->d_rope,
+                                                .eps = d->latent_eps}));
+    LH_TRY(attend_step(e, l, at));
     lh_enter(e, LH_PHASE_MLA_PROJECTIONS, l);
-    LH_TRY(lh_row_linear(e, lh_act(e, w->x, out.begin), w->step.mla_o, o_width,
-                         lw->o + out.begin * o_width, lh_range_size(out), 1));
-    return lh_gather_parts(e, w->x, d->d_model, e->g.act_bytes);
+    return lh_step_output(e, w->step.mla_o, lw->o, (int64_t)d->mla_heads * d->d_v);
 }

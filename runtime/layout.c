@@ -27,6 +27,7 @@ lh_status lh_geometry_make(lh_geometry *out, const lh_dims *d, const lh_kernels 
                "%d sessions: expected 1 to 65536", o->max_sessions);
     g.n_threads = o->n_threads;
     g.max_sessions = o->max_sessions;
+    g.batch = (int)lh_min64(o->max_sessions, LH_MAX_BATCH);
     g.by_runs = o->by_runs;
     g.segment = o->segment ? o->segment : LH_DEFAULT_SEGMENT;
     LH_REQUIRE(g.segment >= LH_CHUNK && g.segment <= 65536 && g.segment % LH_CHUNK == 0,
@@ -134,36 +135,38 @@ static void layout_moe(lh_workspace *w, lh_carve *c, const lh_geometry *g)
 static void layout_step(lh_workspace *w, lh_carve *c, const lh_geometry *g)
 {
     const lh_dims *d = g->d;
-    int64_t own = lh_range_size(g->kda_heads), dim = d->kda_dim,
-            own_mla = lh_range_size(g->mla_heads);
+    int64_t n = g->batch, own = lh_range_size(g->kda_heads), dim = d->kda_dim;
+    int64_t own_mla = lh_range_size(g->mla_heads), mla_width = (int64_t)d->mla_heads * d->d_v;
+    int64_t widest = lh_max64(d->d_model, lh_max64(d->kda_heads * dim, mla_width));
     int64_t hidden =
         lh_max64(lh_max64(d->top_k * d->d_expert, d->d_shared), d->n_dense_layers ? d->d_ffn : 0);
     size_t act = g->act_bytes;
 
-    w->step.raw = take(c, 3 * own, dim, act);
-    w->step.q = take(c, own, dim, act);
-    w->step.k = take(c, own, dim, act);
-    w->step.v = take(c, own, dim, act);
-    w->step.f = take(c, own, dim, act);
-    w->step.z = take(c, own, dim, act);
-    w->step.g = take(c, own, dim, sizeof(float));
-    w->step.beta = take(c, 1, own, sizeof(float));
-    w->step.b = take(c, 1, own, act);
-    w->step.low = take(c, 1, dim, act);
-    w->step.y = take(c, d->kda_heads, dim, act);
-    w->step.mla_q = take(c, own_mla, d->d_nope + d->d_rope, act);
-    w->step.mla_o = take(c, d->mla_heads, d->d_v, act);
+    w->step.raw = take(c, n, 3 * own * dim, act);
+    w->step.q = take(c, n, own * dim, act);
+    w->step.k = take(c, n, own * dim, act);
+    w->step.v = take(c, n, own * dim, act);
+    w->step.f = take(c, n, own * dim, act);
+    w->step.z = take(c, n, own * dim, act);
+    w->step.g = take(c, n, own * dim, sizeof(float));
+    w->step.beta = take(c, n, own, sizeof(float));
+    w->step.b = take(c, n, own, act);
+    w->step.low = take(c, n, dim, act);
+    w->step.y = take(c, n, d->kda_heads * dim, act);
+    w->step.mla_q = take(c, n, own_mla * (d->d_nope + d->d_rope), act);
+    w->step.mla_o = take(c, n, mla_width, act);
     w->step.mla_work = take_work(
-        c, g->k->mla_decode_work_bytes(1, g->context, (int)own_mla, d->d_latent, d->d_rope));
-    w->step.mla_partial = take(c, g->shares_keys ? lh_mla_most_ranges(g->context) : 0,
+        c, g->k->mla_decode_work_bytes(n, g->context, (int)own_mla, d->d_latent, d->d_rope));
+    w->step.mla_partial = take(c, g->shares_keys ? n * lh_mla_most_ranges(g->context) : 0,
                                lh_mla_partial_size(d->mla_heads, d->d_latent), sizeof(float));
-    w->step.scores = take(c, 1, d->n_experts, sizeof(float));
-    w->step.weight = take(c, 1, d->top_k, sizeof(float));
-    w->step.expert = take(c, 1, d->top_k, sizeof(int32_t));
-    w->step.mla_raw = take(c, 1, d->d_latent + d->d_rope, act);
-    w->step.rows = take(c, d->top_k + 1, d->d_model, act);
-    w->step.merging = take(c, (int64_t)g->size * (d->top_k + 1), d->d_model, act);
-    w->step.hidden = take(c, 2, hidden, act);
+    w->step.scores = take(c, n, d->n_experts, sizeof(float));
+    w->step.weight = take(c, n, d->top_k, sizeof(float));
+    w->step.expert = take(c, n, d->top_k, sizeof(int32_t));
+    w->step.mla_raw = take(c, n, d->d_latent + d->d_rope, act);
+    w->step.rows = take(c, n * (d->top_k + 1), d->d_model, act);
+    w->step.merging = take(c, n * g->size * (d->top_k + 1), d->d_model, act);
+    w->step.hidden = take(c, n, 2 * hidden, act);
+    w->step.parts = take(c, g->size > 1 ? n : 0, widest, act);
 }
 
 size_t lh_workspace_layout(lh_workspace *w, void *base, const lh_geometry *g)
@@ -178,12 +181,11 @@ size_t lh_workspace_layout(lh_workspace *w, void *base, const lh_geometry *g)
     w->conv_gather = take(&c, conv_rows, 1, sizeof(int32_t));
     w->conv_scatter = take(&c, conv_rows, 1, sizeof(int32_t));
     w->last = take(&c, LH_LOGIT_ROWS, d->d_model, g->act_bytes);
-    w->logits_part = take(&c, LH_LOGIT_ROWS, lh_range_size(g->vocab), sizeof(float));
-    w->logits = take(&c, 1, d->n_vocab, sizeof(float));
-    w->slots = take(&c, d->top_k, 1, sizeof(int32_t));
+    w->logits_part = take(&c, g->size > 1 ? LH_LOGIT_ROWS : 0, d->n_vocab, sizeof(float));
+    w->logits = take(&c, LH_LOGIT_ROWS, d->n_vocab, sizeof(float));
+    w->slots = take(&c, g->batch, d->top_k, sizeof(int32_t));
     w->input = take(&c, 1, 1, sizeof(lh_step_input));
-    w->state_at = take(&c, g->max_sessions, d->n_kda_layers, sizeof(void *));
-    w->latent_at = take(&c, g->max_sessions, d->n_mla_layers, sizeof(void *));
+    w->step_at = take(&c, d->n_layers + d->n_kda_layers, g->batch, sizeof(void *));
     w->expert_at = take(&c, g->k->device->reads_host ? 0 : 3 * (int64_t)d->n_layers,
                         lh_range_size(g->experts), sizeof(void *));
     w->router_bias =
@@ -231,7 +233,7 @@ size_t lh_host_layout(lh_host_space *h, void *base, const lh_geometry *g)
 {
     const lh_dims *d = g->d;
     lh_carve c = {.base = base};
-    int64_t n = g->max_rows, ones = lh_max64(LH_LOGIT_ROWS, d->top_k);
+    int64_t n = g->max_rows, ones = lh_max64(LH_LOGIT_ROWS, g->batch);
 
     h->expert = take(&c, n, d->top_k, sizeof(int32_t));
     h->position = take(&c, n, 1, sizeof(int64_t));
@@ -240,6 +242,7 @@ size_t lh_host_layout(lh_host_space *h, void *base, const lh_geometry *g)
     h->round_start = take(&c, g->max_segments + 1, 1, sizeof(int64_t));
     h->net = take(&c, lh_max64(g->max_segments, ones), 1, sizeof(int32_t));
     h->unit_start = take(&c, ones + 1, 1, sizeof(int64_t));
+    h->step_at = take(&c, d->n_layers + d->n_kda_layers, g->batch, sizeof(void *));
     h->runs = take(&c, 2 * (int64_t)g->size, 1, sizeof(lh_run));
     h->send_bytes = take(&c, g->size, 1, sizeof(size_t));
     h->recv_bytes = take(&c, g->size, 1, sizeof(size_t));

@@ -96,7 +96,10 @@ static lh_status block_logits(lh_engine *e, const lh_step_item *item)
         for (int64_t t = lh_max64(run->token, first); t < end; t += LH_LOGIT_ROWS) {
             int64_t n = lh_min64(LH_LOGIT_ROWS, end - t);
             const void *x = own ? lh_act(e, e->ws.x, (row + t - run->token) * e->d.d_model) : NULL;
-            LH_TRY(lh_logits(e, x, n, run->rank, lh_logits_at(e, item, t - first)));
+            float *out[LH_LOGIT_ROWS];
+            for (int64_t j = 0; j < n; j++)
+                out[j] = lh_logits_at(e, item, t - first) + j * e->d.n_vocab;
+            LH_TRY(lh_logits(e, x, n, run->rank, out));
             LH_TRY(lh_logits_done(e, item, b->turn, t, n));
         }
         row += own ? run->n_tokens : 0;

@@ -142,14 +142,27 @@ static lh_status check_items(const lh_engine *e, const lh_step_item *items, int 
 
 lh_status lh_step(lh_engine *e, const lh_step_item *items, int n_items)
 {
+    const lh_step_item *single[LH_MAX_BATCH];
+    int n = 0;
+
     lh_comm_at(e->comm, "step", -1);
     LH_TRY(alike(e, check_items(e, items, n_items)));
     for (int i = 0; i < n_items; i++) {
-        LH_TRY(items[i].n_tokens == 1 ? lh_decode(e, &items[i]) : lh_prefill(e, &items[i]));
-        if (!e->take)
-            LH_TRY(alike(e, check_finite(e, items[i].logits, items[i].n_logits,
-                                         items[i].session->position)));
+        if (items[i].n_tokens > 1) {
+            LH_TRY(lh_prefill(e, &items[i]));
+            continue;
+        }
+        single[n++] = &items[i];
+        if (n == e->g.batch) {
+            LH_TRY(lh_decode(e, single, n));
+            n = 0;
+        }
     }
+    if (n > 0)
+        LH_TRY(lh_decode(e, single, n));
+    for (int i = 0; i < n_items && !e->take; i++)
+        LH_TRY(alike(
+            e, check_finite(e, items[i].logits, items[i].n_logits, items[i].session->position)));
     lh_enter(e, LH_PHASE_NONE, -1);
     return LH_OK;
 }

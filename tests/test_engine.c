@@ -136,6 +136,74 @@ static void test_sessions_apart(void)
     lh_engine_close(e);
 }
 
+/* Many sessions of all lengths in one step, more than are computed together, some of which want no
+ * logits: to each the step is the one that it would be alone. */
+static void test_batch(const char *model)
+{
+    enum { N = 67, STEPS = 3, LONGEST = 40 };
+    lh_engine *e = NULL;
+    lh_session *s[N];
+    lh_step_item items[N];
+    int32_t tokens[N][LONGEST + STEPS];
+
+    CHECK_OK(lh_engine_open(&e, &(lh_engine_opts){.model_dir = source_path(model),
+                                                  .use_mpi = under_mpi(),
+                                                  .n_threads = 1,
+                                                  .segment_tokens = 64,
+                                                  .context_tokens = LONGEST + STEPS,
+                                                  .max_sessions = N}));
+    if (!e)
+        return;
+    size_t vocab = (size_t)e->d.n_vocab, step = N * vocab;
+    float *alone = malloc(STEPS * step * sizeof *alone), *both = malloc(step * sizeof *both);
+    CHECK_EQ(e->g.batch, LH_MAX_BATCH);
+    for (int i = 0; i < N; i++) {
+        for (int j = 0; j < LONGEST + STEPS; j++)
+            tokens[i][j] = (int32_t)((size_t)(i * 71 + j * 37 + 11) % vocab);
+        CHECK_OK(lh_session_create(&s[i], e, LONGEST + STEPS));
+    }
+    for (int together = 0; together <= 1; together++) {
+        for (int i = 0; i < N; i++) {
+            CHECK_OK(lh_session_reset(s[i]));
+            CHECK_OK(lh_step(e, &(lh_step_item){s[i], tokens[i], 1 + i % LONGEST, 0, NULL}, 1));
+        }
+        for (int n = 0; n < STEPS; n++) {
+            float *to = together ? both : alone + (size_t)n * step;
+            for (int i = 0; i < N; i++) {
+                int j = (i * 29 + n) % N; /* in another order every time */
+                items[i] = (lh_step_item){s[j], &tokens[j][LONGEST + n], 1, (n + j) % 5 > 0,
+                                          to + (size_t)j * vocab};
+                if (!together)
+                    CHECK_OK(lh_step(e, &items[i], 1));
+            }
+            for (int i = 0; together && i < N; i++)
+                memset(items[i].logits, 0, items[i].n_logits ? 0 : vocab * sizeof *both);
+            if (together)
+                CHECK_OK(lh_step(e, items, N));
+            for (int j = 0; together && j < N; j++)
+                if ((n + j) % 5 > 0)
+                    CHECK_SAME_BITS(both + (size_t)j * vocab,
+                                    alone + (size_t)n * step + (size_t)j * vocab,
+                                    vocab * sizeof *both);
+                else
+                    CHECK_EQ(both[(size_t)j * vocab], 0); /* nothing was written */
+        }
+    }
+    for (int i = 0; i < N; i++) {
+        CHECK_EQ(lh_session_position(s[i]), 1 + i % LONGEST + STEPS);
+        lh_session_destroy(s[i]);
+    }
+    free(alone);
+    free(both);
+    lh_engine_close(e);
+}
+
+static void test_batches(void)
+{
+    test_batch("tests/golden/alpha");
+    test_batch("tests/golden/beta");
+}
+
 /* Any cut of a text into turns gives the same logits within rounding. */
 static void test_turns(void)
 {
@@ -210,6 +278,7 @@ int main(int argc, char **argv)
     RUN(test_published_plan);
     RUN(test_bad_steps);
     RUN(test_sessions_apart);
+    RUN(test_batches);
     RUN(test_turns);
     RUN(test_fill);
     lh_runtime_finalize();
