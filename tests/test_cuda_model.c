@@ -137,6 +137,62 @@ static void test_same_bits(void)
     CHECK_SAME_BITS(logits[0], logits[1], sizeof logits[0]);
 }
 
+/* Sessions that decode together and alone, in this order: some steps of each are recorded ones. */
+static void decode_sessions(float *logits, int deterministic, int together)
+{
+    enum { N = 6, STEPS = 4, VOCAB = 4096 };
+    lh_engine *e = NULL;
+    lh_session *s[N];
+    lh_step_item items[N];
+    int32_t tokens[200];
+
+    CHECK_OK(lh_engine_open(&e, &(lh_engine_opts){.model_dir = source_path("models/needle"),
+                                                  .backend = "cuda",
+                                                  .n_threads = 1,
+                                                  .context_tokens = 200,
+                                                  .max_sessions = N,
+                                                  .deterministic = deterministic}));
+    if (!e)
+        return;
+    for (int i = 0; i < 200; i++)
+        tokens[i] = (i * 37 + 11) % 3840;
+    for (int i = 0; i < N; i++) {
+        s[i] = open_session(e);
+        CHECK_OK(lh_step(e, &(lh_step_item){s[i], tokens + i, 10 + 30 * i, 0, NULL}, 1));
+    }
+    for (int n = 0; n < STEPS; n++) {
+        for (int i = 0; i < N; i++) {
+            items[i] =
+                (lh_step_item){s[i], &tokens[n + i], 1, 1, logits + ((int64_t)n * N + i) * VOCAB};
+            if (!together)
+                CHECK_OK(lh_step(e, &items[i], 1));
+        }
+        if (together)
+            CHECK_OK(lh_step(e, items, N));
+    }
+    for (int i = 0; i < N; i++)
+        lh_session_destroy(s[i]);
+    lh_engine_close(e);
+}
+
+static void test_batch(void)
+{
+    enum { ROWS = 24, VOCAB = 4096 };
+    float *alone = calloc(ROWS * VOCAB, sizeof *alone), *both = calloc(ROWS * VOCAB, sizeof *both);
+    double kl = 0;
+
+    decode_sessions(alone, 1, 0);
+    decode_sessions(both, 1, 1);
+    CHECK_SAME_BITS(both, alone, ROWS * VOCAB * sizeof *both);
+    decode_sessions(both, 0, 1);
+    for (int64_t i = 0; i < ROWS; i++)
+        kl += divergence(alone + i * VOCAB, both + i * VOCAB, VOCAB) / ROWS;
+    printf("decoding together, default mode: divergence %.2e in the mean\n", kl);
+    CHECK(kl <= MEAN_OF_ALL);
+    free(alone);
+    free(both);
+}
+
 int main(int argc, char **argv)
 {
     check_init(argc, argv);
@@ -144,5 +200,6 @@ int main(int argc, char **argv)
         SKIP("no GPU, or a build without CUDA");
     RUN(test_prompts);
     RUN(test_same_bits);
+    RUN(test_batch);
     return check_done();
 }
