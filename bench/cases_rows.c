@@ -22,20 +22,22 @@ static double acts(const rig *r, int64_t n)
     return (double)n * (double)r->k->act_bytes;
 }
 
-typedef struct rows_data {
+typedef struct rows_data rows_data;
+struct rows_data {
     rig_buf y, x, z, w, index, weight, before; /* before: y before the first call */
     int64_t n, d;                              /* rows, elements of a row */
     int64_t n_vocab;
-} rows_data;
+    void (*want)(rig *r, const rows_data *c, int64_t i, double *y); /* row i, in float64 */
+};
 
-/* Compares the sampled rows of y (copy 0) with what `want` makes of row i of the data. */
-static int check_rows(rig *r, rows_data *c, void (*want)(rig *r, rows_data *c, int64_t i, double *))
+static int check_rows(rig *r, void *data)
 {
+    rows_data *c = data;
     int64_t rows[3];
     double *y = rig_host(r, c->d, sizeof *y);
 
     for (int i = 0, n = rig_samples(c->n, rows); i < n; i++) {
-        want(r, c, rows[i], y);
+        c->want(r, c, rows[i], y);
         if (!rig_near(r, "y", rig_acts(r, c->y.p, rows[i] * c->d, c->d), y, c->d))
             return 0;
     }
@@ -55,7 +57,7 @@ static lh_status run_embed(rig *r, void *data, int copy)
                                               .n_vocab = c->n_vocab});
 }
 
-static void want_embed(rig *r, rows_data *c, int64_t i, double *y)
+static void want_embed(rig *r, const rows_data *c, int64_t i, double *y)
 {
     int32_t *id = rig_fetch(r, c->index.p, i, 1, sizeof *id);
     lh_bf16 *row = rig_fetch(r, c->w.p, *id * c->d, c->d, sizeof *row);
@@ -63,14 +65,12 @@ static void want_embed(rig *r, rows_data *c, int64_t i, double *y)
         y[j] = (double)lh_bf16_to_f32(row[j]);
 }
 
-static int check_embed(rig *r, void *data)
-{
-    return check_rows(r, data, want_embed);
-}
-
 static void bench_embed(rig *r)
 {
-    rows_data c = {.n = row_count(r), .d = D_MODEL, .n_vocab = r->gpu ? VOCAB_GPU : VOCAB_CPU};
+    rows_data c = {.want = want_embed,
+                   .n = row_count(r),
+                   .d = D_MODEL,
+                   .n_vocab = r->gpu ? VOCAB_GPU : VOCAB_CPU};
     int64_t size = c.n * c.d;
 
     /* a row of the table (bf16), the row, the id */
@@ -80,7 +80,7 @@ static void bench_embed(rig *r)
     c.y = rig_zeros(r, RIG_ACT, size);
     c.index = rig_choice(r, c.n, c.n_vocab);
     c.w = rig_random(r, RIG_BF16, c.n_vocab * c.d, 1);
-    rig_measure(r, &c, run_embed, NULL, check_embed);
+    rig_measure(r, &c, run_embed, NULL, check_rows);
 }
 
 static lh_status run_gather(rig *r, void *data, int copy)
@@ -93,7 +93,7 @@ static lh_status run_gather(rig *r, void *data, int copy)
                                                 .width = c->d});
 }
 
-static void want_gather(rig *r, rows_data *c, int64_t i, double *y)
+static void want_gather(rig *r, const rows_data *c, int64_t i, double *y)
 {
     int32_t *from = rig_fetch(r, c->index.p, i, 1, sizeof *from);
     float *row = rig_acts(r, c->x.p, *from * c->d, c->d);
@@ -101,14 +101,9 @@ static void want_gather(rig *r, rows_data *c, int64_t i, double *y)
         y[j] = (double)row[j];
 }
 
-static int check_gather(rig *r, void *data)
-{
-    return check_rows(r, data, want_gather);
-}
-
 static void bench_gather(rig *r)
 {
-    rows_data c = {.n = row_count(r), .d = D_MODEL};
+    rows_data c = {.want = want_gather, .n = row_count(r), .d = D_MODEL};
     int64_t size = c.n * c.d;
 
     /* a row in, a row out, the index */
@@ -118,7 +113,7 @@ static void bench_gather(rig *r)
     c.y = rig_zeros(r, RIG_ACT, size);
     c.x = rig_random(r, RIG_ACT, size, 1);
     c.index = rig_choice(r, c.n, c.n);
-    rig_measure(r, &c, run_gather, NULL, check_gather);
+    rig_measure(r, &c, run_gather, NULL, check_rows);
 }
 
 /* ------------------------------------------------------------------ norms */
@@ -134,20 +129,15 @@ static lh_status run_rmsnorm(rig *r, void *data, int copy)
                                                   .eps = EPS});
 }
 
-static void want_rmsnorm(rig *r, rows_data *c, int64_t i, double *y)
+static void want_rmsnorm(rig *r, const rows_data *c, int64_t i, double *y)
 {
     ref_rmsnorm(y, rig_acts(r, c->x.p, i * c->d, c->d), rig_fetch(r, c->w.p, 0, c->d, 2), 1, c->d,
                 (double)EPS);
 }
 
-static int check_rmsnorm(rig *r, void *data)
-{
-    return check_rows(r, data, want_rmsnorm);
-}
-
 static void bench_rmsnorm(rig *r)
 {
-    rows_data c = {.n = row_count(r), .d = D_MODEL};
+    rows_data c = {.want = want_rmsnorm, .n = row_count(r), .d = D_MODEL};
     int64_t size = c.n * c.d;
 
     if (!rig_begin(r, "rmsnorm", acts(r, 2 * size), 0, "%lld rows of %d", (long long)c.n, D_MODEL))
@@ -155,7 +145,7 @@ static void bench_rmsnorm(rig *r)
     c.y = rig_zeros(r, RIG_ACT, size);
     c.x = rig_random(r, RIG_ACT, size, 1);
     c.w = rig_random(r, RIG_BF16, c.d, 1);
-    rig_measure(r, &c, run_rmsnorm, NULL, check_rmsnorm);
+    rig_measure(r, &c, run_rmsnorm, NULL, check_rows);
 }
 
 static lh_status run_gated_norm(rig *r, void *data, int copy)
@@ -171,20 +161,15 @@ static lh_status run_gated_norm(rig *r, void *data, int copy)
                                                         .eps = EPS});
 }
 
-static void want_gated_norm(rig *r, rows_data *c, int64_t i, double *y)
+static void want_gated_norm(rig *r, const rows_data *c, int64_t i, double *y)
 {
     ref_gated_norm(y, rig_acts(r, c->x.p, i * c->d, c->d), rig_acts(r, c->z.p, i * c->d, c->d),
                    rig_fetch(r, c->w.p, 0, D_HEAD, 2), HEADS, D_HEAD, (double)EPS);
 }
 
-static int check_gated_norm(rig *r, void *data)
-{
-    return check_rows(r, data, want_gated_norm);
-}
-
 static void bench_gated_norm(rig *r)
 {
-    rows_data c = {.n = row_count(r), .d = WIDTH};
+    rows_data c = {.want = want_gated_norm, .n = row_count(r), .d = WIDTH};
     int64_t size = c.n * c.d;
 
     /* o, z, y */
@@ -195,7 +180,7 @@ static void bench_gated_norm(rig *r)
     c.x = rig_random(r, RIG_ACT, size, 1);
     c.z = rig_random(r, RIG_ACT, size, 1);
     c.w = rig_random(r, RIG_BF16, D_HEAD, 1);
-    rig_measure(r, &c, run_gated_norm, NULL, check_gated_norm);
+    rig_measure(r, &c, run_gated_norm, NULL, check_rows);
 }
 
 static lh_status run_latent(rig *r, void *data, int copy)
@@ -210,7 +195,7 @@ static lh_status run_latent(rig *r, void *data, int copy)
                                                 .eps = EPS});
 }
 
-static void want_latent(rig *r, rows_data *c, int64_t i, double *y)
+static void want_latent(rig *r, const rows_data *c, int64_t i, double *y)
 {
     float *x = rig_acts(r, c->x.p, i * c->d, c->d);
     ref_rmsnorm(y, x, rig_fetch(r, c->w.p, 0, D_LATENT, 2), 1, D_LATENT, (double)EPS);
@@ -218,14 +203,9 @@ static void want_latent(rig *r, rows_data *c, int64_t i, double *y)
         y[j] = (double)x[j];
 }
 
-static int check_latent(rig *r, void *data)
-{
-    return check_rows(r, data, want_latent);
-}
-
 static void bench_latent(rig *r)
 {
-    rows_data c = {.n = row_count(r), .d = D_LATENT + D_ROPE};
+    rows_data c = {.want = want_latent, .n = row_count(r), .d = D_LATENT + D_ROPE};
     int64_t size = c.n * c.d;
 
     if (!rig_begin(r, "latent", acts(r, 2 * size), 0, "%lld rows of %d + %d", (long long)c.n,
@@ -234,7 +214,7 @@ static void bench_latent(rig *r)
     c.y = rig_zeros(r, RIG_ACT, size);
     c.x = rig_random(r, RIG_ACT, size, 1);
     c.w = rig_random(r, RIG_BF16, D_LATENT, 1);
-    rig_measure(r, &c, run_latent, NULL, check_latent);
+    rig_measure(r, &c, run_latent, NULL, check_rows);
 }
 
 /* ----------------------------------------------------------- convolution */
@@ -258,7 +238,7 @@ static lh_status run_short_conv(rig *r, void *data, int copy)
 }
 
 /* Row i from rows i .. i + HALO of x, of which the last is its own. */
-static void want_short_conv(rig *r, rows_data *c, int64_t i, double *y)
+static void want_short_conv(rig *r, const rows_data *c, int64_t i, double *y)
 {
     float *rows = rig_host(r, TAPS * WIDTH, sizeof *rows);
     for (int t = 0; t < TAPS; t++)
@@ -268,14 +248,9 @@ static void want_short_conv(rig *r, rows_data *c, int64_t i, double *y)
                    TAPS);
 }
 
-static int check_short_conv(rig *r, void *data)
-{
-    return check_rows(r, data, want_short_conv);
-}
-
 static void bench_short_conv(rig *r)
 {
-    rows_data c = {.n = row_count(r), .d = WIDTH};
+    rows_data c = {.want = want_short_conv, .n = row_count(r), .d = WIDTH};
     int64_t size = c.n * c.d;
 
     if (!rig_begin(r, "short_conv", acts(r, 2 * size), 0, "%lld rows of %d, %d taps",
@@ -284,7 +259,7 @@ static void bench_short_conv(rig *r)
     c.y = rig_zeros(r, RIG_ACT, size);
     c.x = rig_random(r, RIG_ACT, (c.n + HALO) * 3 * WIDTH, 1);
     c.w = rig_random(r, RIG_BF16, WIDTH * TAPS, 0.5);
-    rig_measure(r, &c, run_short_conv, NULL, check_short_conv);
+    rig_measure(r, &c, run_short_conv, NULL, check_rows);
 }
 
 /* ---------------------------------------------------------------- combine */
@@ -303,7 +278,7 @@ static lh_status run_combine(rig *r, void *data, int copy)
                                                   .top_k = TOP_K});
 }
 
-static void want_combine(rig *r, rows_data *c, int64_t i, double *y)
+static void want_combine(rig *r, const rows_data *c, int64_t i, double *y)
 {
     static const int32_t own[TOP_K] = {0, 1, 2, 3, 4, 5, 6, 7};
     int32_t *source = rig_fetch(r, c->index.p, i * TOP_K, TOP_K, sizeof *source);
@@ -316,14 +291,9 @@ static void want_combine(rig *r, rows_data *c, int64_t i, double *y)
                 rig_acts(r, c->z.p, i * c->d, c->d), 1, c->d, TOP_K);
 }
 
-static int check_combine(rig *r, void *data)
-{
-    return check_rows(r, data, want_combine);
-}
-
 static void bench_combine(rig *r)
 {
-    rows_data c = {.n = row_count(r), .d = D_MODEL};
+    rows_data c = {.want = want_combine, .n = row_count(r), .d = D_MODEL};
     int64_t size = c.n * c.d;
 
     /* every expert's row once, the shared row, x in and out; index and weight */
@@ -337,7 +307,7 @@ static void bench_combine(rig *r)
     c.z = rig_random(r, RIG_ACT, size, 1);
     c.index = rig_choice(r, TOP_K * c.n, TOP_K * c.n);
     c.weight = rig_random(r, RIG_F32, TOP_K * c.n, 0.3);
-    rig_measure(r, &c, run_combine, NULL, check_combine);
+    rig_measure(r, &c, run_combine, NULL, check_rows);
 }
 
 void cases_rows(rig *r)
