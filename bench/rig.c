@@ -88,6 +88,7 @@ static void open_stream(rig *r, int deterministic)
     r->dev->close(r->s);
     r->s = NULL;
     rig_must(r->dev->open(&r->s, 0, r->opts.n_threads, deterministic));
+    r->deterministic = deterministic;
 }
 
 void rig_open(rig *r, const rig_opts *o)
@@ -258,8 +259,8 @@ void rig_print(rig *r, rig_time t, double rate, double top, const char *unit)
         (void)strftime(date, sizeof date, "%Y-%m-%d", &day);
     (void)fprintf(r->csv, "%s,%s,%s,%s,%s%s,\"%s\",%.6f,%.2f,%s,%.4f\n", date, lh_build_commit,
                   r->machine, r->driver, r->op,
-                  r->opts.deterministic && r->gpu ? " (deterministic)" : "", r->size,
-                  1e3 * t.median_s, rate, unit, rate / top);
+                  r->deterministic && r->gpu ? " (deterministic)" : "", r->size, 1e3 * t.median_s,
+                  rate, unit, rate / top);
     (void)fflush(r->csv);
 }
 

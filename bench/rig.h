@@ -41,7 +41,8 @@ typedef struct rig {
     const lh_device_ops *dev;
     lh_stream *s;
     rig_opts opts;
-    int gpu; /* 1: the sizes for a GPU */
+    int gpu;           /* 1: the sizes for a GPU */
+    int deterministic; /* of the stream that is open; the ceilings' is not */
     uint64_t random;
     double bytes_per_s, flops_per_s; /* the ceilings */
     char machine[160], driver[40];
