@@ -9,6 +9,7 @@
 #define LH_KERNELS_DEVICE_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 #include "base/status.h"
 
