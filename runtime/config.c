@@ -250,7 +250,7 @@ static lh_status add_eos(lh_dims *d, json_t *from, const char *path)
     size_t n = json_is_array(v) ? json_array_size(v) : !v || json_is_null(v) ? 0 : 1;
 
     for (size_t i = 0; i < n; i++) {
-        int32_t id;
+        int32_t id = -1;
         int known = 0;
         LH_TRY(read_token(&id, d, json_is_array(v) ? json_array_get(v, i) : v, key, path));
         for (int k = 0; k < d->n_eos; k++)
