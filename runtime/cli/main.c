@@ -99,14 +99,16 @@ static void say_error(lh_status st)
 
 /*
  * Once an engine runs, ranks fail apart, and the one that knows why must take the others along; so
- * must one of a few ranks that the others wait for. Who heard of it stays for that: a rank that
- * leaves MPI while another aborts has made mpirun itself crash or hang.
+ * must one of a few ranks that the others wait for. Who heard of it, or has come to the end, stays
+ * for that: a rank that leaves MPI while another aborts has made mpirun itself crash or hang.
  */
 static int end(lh_cli *c, lh_status st)
 {
     const struct timespec stay = {.tv_sec = 5};
     int at_work = c->engine || c->n_ranks > 0;
 
+    if (c->job && (st == LH_OK || !at_work))
+        st = lh_job_agree(c->job, st);
     if (st != LH_OK)
         say_error(st);
     if (st == LH_ERR_PEER && at_work) {
