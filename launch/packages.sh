@@ -7,7 +7,7 @@ packages_needed='build-essential cmake pkg-config libopenmpi-dev openmpi-bin lib
 packages_missing()
 {
     for package in $packages_needed; do
-        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' ||
+        [ "$(dpkg-query -W -f '${Status}' "$package" 2>/dev/null)" = 'install ok installed' ] ||
             printf '%s ' "$package"
     done
 }

@@ -42,7 +42,7 @@ fails()
         launch "$ranks" "$@"
         lines=$(grep -c '^longhaul: ' "$work/err" || true)
         if [ "$code" -ne "$want" ] || [ "$lines" -ne 1 ] || [ -s "$work/out" ] ||
-            ! grep '^longhaul: ' "$work/err" | grep -qF -- "$text"; then
+            [[ $(grep '^longhaul: ' "$work/err") != *"$text"* ]]; then
             complain "$ranks ranks: $*: code $code, $lines lines; expected code $want and '$text'"
         fi
     done

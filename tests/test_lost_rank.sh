@@ -12,8 +12,7 @@ find_processes()
 {
     local file
     for file in /proc/[0-9]*/environ; do
-        if tr '\0' '\n' 2>/dev/null <"$file" | grep -qxF "$marker" &&
-            tr '\0' '\n' 2>/dev/null <"$file" | grep -qxF "$1"; then
+        if grep -qzxF -- "$marker" "$file" 2>/dev/null && grep -qzxF -- "$1" "$file" 2>/dev/null; then
             file=${file#/proc/}
             echo "${file%/environ}"
         fi
