@@ -125,7 +125,8 @@ void rig_close(rig *r)
     open_stream(r, 0);
     rig_measure_ceilings(r, "ceiling (end)");
     r->dev->close(r->s);
-    if (r->csv && ((ferror(r->csv) != 0) | (fclose(r->csv) != 0)))
+    int written = !r->csv || !ferror(r->csv);
+    if ((r->csv && fclose(r->csv) != 0) || !written)
         rig_must(LH_FAIL(LH_ERR_IO, "%s: writing failed", r->opts.csv));
 }
 
