@@ -1,172 +1,12 @@
-/*
- * Chunked KDA and its step against the recurrence in float64, on either backend (--backend cuda).
- *
- * Tolerances are relative to the largest value of the outputs, or of the state.
- *   cpu: f32 has 6e-8, a chunk sums over d_k + LH_CHUNK products. Measured: below 1e-6, and 4e-6
- * for heads of one channel. cuda: outputs are rounded to bf16, 2^-9 = 2e-3 of a value; the scores
- * are products of bf16, the chain's operands are f16. The step is f32 but for its output.
- */
-#include "base/mem.h"
-#include "tests/kernel_data.h"
-#include "tests/reference/reference_kda.h"
-
-/* The reference counts as 0 below this: a state of nothing else would be less than f32 can say. */
-#define TINY 1e-30
-
-static lh_stream *streams[3]; /* with 1, 2, 3 threads */
-
-static int on_gpu(void)
-{
-    return kernels->act_bytes == 2;
-}
-
-static double tol_o(void)
-{
-    return on_gpu() ? 4e-3 : 1e-5;
-}
-
-static double tol_state(void)
-{
-    return on_gpu() ? 2e-3 : 1e-5;
-}
-
-/* The backend's size of a head. */
-static int head_size(int d)
-{
-    return on_gpu() ? 128 : d;
-}
-
-/* How many of so many cases: CUDA's heads are large for the reference. */
-static int cases(int n)
-{
-    return on_gpu() ? (n + 9) / 10 : n;
-}
-
-typedef struct problem {
-    int64_t n;
-    int n_heads, d_k, d_v;
-    float *q, *k, *v, *g, *beta, *state;
-    double *ref_o, *ref_state; /* after solve() */
-} problem;
-
-static void *block(size_t bytes)
-{
-    void *p = NULL;
-    CHECK_OK(lh_alloc(&p, bytes, "test"));
-    if (!p)
-        exit(1);
-    return p;
-}
-
-static float *floats(int64_t n)
-{
-    return block((size_t)n * sizeof(float));
-}
-
-static float *copy_of(const float *x, int64_t n)
-{
-    float *y = floats(n);
-    memcpy(y, x, (size_t)n * sizeof *y);
-    return y;
-}
-
-static int64_t size_k(const problem *p)
-{
-    return p->n * p->n_heads * p->d_k;
-}
-
-static int64_t size_v(const problem *p)
-{
-    return p->n * p->n_heads * p->d_v;
-}
-
-static int64_t size_state(const problem *p)
-{
-    return (int64_t)p->n_heads * p->d_k * p->d_v;
-}
-
-static void unit_row(float *x, int d, double scale)
-{
-    double sum = 0;
-    for (int i = 0; i < d; i++) {
-        x[i] = (float)check_normal();
-        sum += (double)x[i] * x[i];
-    }
-    for (int i = 0; i < d; i++)
-        x[i] = act_round((float)(x[i] / sqrt(sum + 1e-6) * scale));
-}
-
-/* Gates: from none to total, mixed over tokens and channels, with moderate ones between. */
-static float mixed_gate(void)
-{
-    static const float hard[] = {0.0f, -1e-8f, -5.0f, -80.0f, -1000.0f};
-    double u = check_uniform();
-    return u < 0.2 ? hard[check_random() % 5] : (float)(-0.3 * check_uniform());
-}
-
-static float mixed_beta(void)
-{
-    uint64_t r = check_random() % 8;
-    return r == 0 ? 0.0f : r == 1 ? 1.0f : (float)check_uniform();
-}
-
-static problem make(int64_t n, int n_heads, int d_k, int d_v)
-{
-    problem p = {.n = n, .n_heads = n_heads, .d_k = head_size(d_k), .d_v = head_size(d_v)};
-
-    d_k = p.d_k;
-    p.q = floats(size_k(&p)), p.k = floats(size_k(&p)), p.g = floats(size_k(&p));
-    p.v = floats(size_v(&p)), p.beta = floats(n * n_heads), p.state = floats(size_state(&p));
-    p.ref_o = block((size_t)size_v(&p) * sizeof(double));
-    p.ref_state = block((size_t)size_state(&p) * sizeof(double));
-    for (int64_t i = 0; i < n * n_heads; i++) {
-        unit_row(p.q + i * d_k, d_k, 1 / sqrt(d_k));
-        unit_row(p.k + i * d_k, d_k, check_random() % 16 == 0 ? 0 : 1);
-        p.beta[i] = mixed_beta();
-    }
-    for (int64_t i = 0; i < size_k(&p); i++)
-        p.g[i] = mixed_gate();
-    for (int64_t i = 0; i < size_v(&p); i++)
-        p.v[i] = act_round((float)check_normal());
-    for (int64_t i = 0; i < size_state(&p); i++)
-        p.state[i] = (float)check_normal();
-    return p;
-}
-
-static void flush(double *x, int64_t n)
-{
-    for (int64_t i = 0; i < n; i++)
-        x[i] = fabs(x[i]) < TINY ? 0 : x[i];
-}
-
-static void solve(problem *p)
-{
-    for (int64_t i = 0; i < size_state(p); i++)
-        p->ref_state[i] = p->state[i];
-    ref_kda(p->ref_o, p->ref_state, p->q, p->k, p->v, p->g, p->beta, p->n, p->n_heads, p->d_k,
-            p->d_v);
-    flush(p->ref_o, size_v(p));
-    flush(p->ref_state, size_state(p));
-}
-
-static void drop(problem *p)
-{
-    free(p->q), free(p->k), free(p->v), free(p->g), free(p->beta), free(p->state);
-    free(p->ref_o), free(p->ref_state);
-}
+/* Chunked KDA against the recurrence in float64, in any cut, and the same bits wherever they are
+ * promised. */
+#include "tests/kda_problem.h"
 
 /* The operands of a call on the device; the rows of o are poisoned. */
 typedef struct operands {
     void *q, *k, *v, *o, *work;
     float *g, *beta;
 } operands;
-
-static void *poisoned(int64_t n, size_t bytes)
-{
-    char *host = data_host(n, bytes);
-    memset(host, 0xff, (size_t)n * bytes); /* NaN */
-    return data_device(host, n, bytes);
-}
 
 static operands upload(lh_stream *s, const problem *p, int n_tiles)
 {
@@ -278,24 +118,6 @@ static void prefill_turns(lh_stream *s, const problem *p, lh_tiles tiles, float 
         memcpy(carried, state, (size_t)size_state(p) * sizeof *state);
     }
     free(carried);
-}
-
-static double worst_o, worst_state; /* of the running test */
-
-static double worst_of(const float *got, const double *want, int64_t n)
-{
-    double top = 0, worst = 0;
-    for (int64_t i = 0; i < n; i++)
-        top = fmax(top, fabs(want[i]));
-    for (int64_t i = 0; i < n; i++)
-        worst = fmax(worst, fabs(got[i] - want[i]) / (top > 0 ? top : 1));
-    return worst;
-}
-
-static void note_errors(const problem *p, const float *o, const float *state)
-{
-    worst_o = fmax(worst_o, worst_of(o, p->ref_o, size_v(p)));
-    worst_state = fmax(worst_state, worst_of(state, p->ref_state, size_state(p)));
 }
 
 /* Against the reference; `tiles` NULL: whole. With `turns`, one call for each tile. */
@@ -540,85 +362,6 @@ static void test_nan_stays_in_its_head(void)
     drop(&p);
 }
 
-/* Token t, or tokens t .. t + n_seq - 1 as sequences; their states are `one` apart on the device.
- */
-static void run_step(lh_stream *s, const problem *p, int64_t t, int64_t n_seq, float *states,
-                     float *o)
-{
-    int64_t row = t * p->n_heads, n_k = n_seq * p->n_heads * p->d_k;
-    int64_t n_v = n_seq * p->n_heads * p->d_v;
-    int before_host = data.n_host, before_device = data.n_device;
-    float **at = data_host(n_seq, sizeof *at);
-
-    stream = s;
-    for (int64_t i = 0; i < n_seq; i++)
-        at[i] = states + i * size_state(p);
-    void *out = poisoned(n_v, kernels->act_bytes);
-    CHECK_OK(kernels->kda_step(
-        s, &(lh_kda_step_args){.o = out,
-                               .state = data_device(at, n_seq, sizeof *at),
-                               .q = act_device(p->q + row * p->d_k, n_k),
-                               .k = act_device(p->k + row * p->d_k, n_k),
-                               .v = act_device(p->v + row * p->d_v, n_v),
-                               .g = data_device(p->g + row * p->d_k, n_k, 4),
-                               .beta = data_device(p->beta + row, n_seq * p->n_heads, 4),
-                               .n_seq = n_seq,
-                               .n_heads = p->n_heads,
-                               .d_k = p->d_k,
-                               .d_v = p->d_v}));
-    memcpy(o, act_host(out, n_v), (size_t)n_v * sizeof *o);
-    while (data.n_host > before_host)
-        free(data.host[--data.n_host]);
-    while (data.n_device > before_device)
-        kernels->device->release(s, data.device[--data.n_device]);
-}
-
-static void test_steps(void)
-{
-    static const int d[] = {1, 8, 33, 64, 128, 200};
-    for (int i = 0; i < cases(6); i++) {
-        problem p = make(100, 2, d[i], d[5 - i]);
-        float *o = floats(size_v(&p)), *state = data_device(p.state, size_state(&p), 4);
-        solve(&p);
-        for (int64_t t = 0; t < p.n; t++)
-            run_step(streams[0], &p, t, 1, state, o + t * p.n_heads * p.d_v);
-        note_errors(&p, o, f32_host(state, size_state(&p)));
-        CHECK_NEAR(o, p.ref_o, size_v(&p), tol_o());
-        CHECK_F32(state, p.ref_state, size_state(&p), 1e-5);
-        free(o);
-        data_free();
-        drop(&p);
-    }
-}
-
-/* Tokens as sequences: in one call by 1, 2, 3 threads, and each alone. */
-static void test_step_batch(void)
-{
-    int64_t n = on_gpu() ? 300 : 5; /* enough that a block has a whole head */
-    problem p = make(n, 3, 128, 128);
-    int64_t one = size_state(&p), row = (int64_t)p.n_heads * p.d_v;
-    float *o = floats(n * row), *alone = floats(row), *states = floats(n * one);
-
-    for (int64_t i = 0; i < n; i++)
-        memcpy(states + i * one, p.state, (size_t)one * sizeof *states);
-    for (int i = 0; i < 3; i++) {
-        stream = streams[i];
-        float *together = data_device(states, n * one, 4);
-        run_step(streams[i], &p, 0, n, together, o);
-        const float *after = f32_host(together, n * one);
-        for (int64_t j = 0; j < n; j += on_gpu() ? 37 : 1) {
-            stream = streams[0];
-            float *own = data_device(p.state, one, 4);
-            run_step(streams[0], &p, j, 1, own, alone);
-            CHECK_SAME_BITS(o + j * row, alone, (size_t)row * sizeof *o);
-            CHECK_SAME_BITS(after + j * one, f32_host(own, one), (size_t)one * sizeof *own);
-        }
-        data_free();
-    }
-    free(o), free(alone), free(states);
-    drop(&p);
-}
-
 static void test_limits(void)
 {
     float x = 0;
@@ -646,15 +389,6 @@ static void test_limits(void)
     kernels->device->release(streams[0], work);
 }
 
-/* With what of the tolerance a test has used. */
-#define RUN_NEAR(test)                                                                             \
-    do {                                                                                           \
-        worst_o = worst_state = 0;                                                                 \
-        RUN(test);                                                                                 \
-        if (on_gpu() && worst_o > 0)                                                               \
-            printf("     worst o %.1e, state %.1e\n", worst_o, worst_state);                       \
-    } while (0)
-
 int main(int argc, char **argv)
 {
     const char *missing = choose_backend(&argc, argv);
@@ -662,8 +396,7 @@ int main(int argc, char **argv)
     if (missing)
         SKIP(missing);
     check_init(argc, argv);
-    for (int i = 0; i < 3; i++)
-        CHECK_OK(kernels->device->open(&streams[i], 0, i + 1, 1));
+    open_streams();
     RUN_NEAR(test_every_length);
     RUN_NEAR(test_sizes);
     RUN_NEAR(test_long);
@@ -677,10 +410,7 @@ int main(int argc, char **argv)
     RUN(test_same_bits);
     RUN(test_causal);
     RUN(test_nan_stays_in_its_head);
-    RUN_NEAR(test_steps);
-    RUN(test_step_batch);
     RUN(test_limits);
-    for (int i = 0; i < 3; i++)
-        kernels->device->close(streams[i]);
+    close_streams();
     return check_done();
 }
