@@ -278,7 +278,8 @@ static lh_status open_configured(lh_engine *e, const lh_engine_opts *o)
     lh_model_info_fill(&e->info, &e->d);
     lh_settings settings = lh_engine_settings(e, o);
     LH_TRY(lh_geometry_make(&e->g, &e->d, e->k, e->k->act_bytes, &settings));
-    lh_rank_plan_make(&e->plan, &e->g);
+    lh_weight_sizes sizes = lh_weight_sizes_make(&e->d);
+    lh_rank_plan_make(&e->plan, &e->g, &sizes);
     return LH_OK;
 }
 

@@ -179,8 +179,15 @@ lh_status lh_weights_upload(lh_engine *e, const lh_weights *host, lh_weights **o
 /* The pointers of e->w to this rank's experts, for operations that choose experts on the device. */
 lh_status lh_upload_expert_pointers(lh_engine *e);
 
+/* Bytes of all weights but those of experts, and of one expert in all layers. */
+typedef struct lh_weight_sizes {
+    size_t dense, expert;
+} lh_weight_sizes;
+
+lh_weight_sizes lh_weight_sizes_make(const lh_dims *d);
+
 /* The plan of g's rank, weights included; and all but the weights anew, for another context. */
-void lh_rank_plan_make(lh_rank_plan *out, const lh_geometry *g);
+void lh_rank_plan_make(lh_rank_plan *out, const lh_geometry *g, const lh_weight_sizes *sizes);
 void lh_rank_plan_arenas(lh_rank_plan *out, const lh_geometry *g);
 
 /* ------------------------------------------------------------- does it fit? */

@@ -59,18 +59,26 @@ void lh_rank_plan_arenas(lh_rank_plan *out, const lh_geometry *g)
     add_up(out);
 }
 
-void lh_rank_plan_make(lh_rank_plan *out, const lh_geometry *g)
+lh_weight_sizes lh_weight_sizes_make(const lh_dims *d)
 {
+    lh_weight_sizes sizes = {0};
     lh_expected t;
 
-    memset(out, 0, sizeof *out);
-    for (int64_t i = 0; i < lh_expected_count(g->d); i++) {
-        lh_expected_tensor(&t, g->d, i);
+    for (int64_t i = 0; i < lh_expected_count(d); i++) {
+        lh_expected_tensor(&t, d, i);
         if (t.expert < 0)
-            out->weights_dense += expected_bytes(&t);
-        else if (t.expert >= g->experts.begin && t.expert < g->experts.end)
-            out->weights_experts += expected_bytes(&t);
+            sizes.dense += expected_bytes(&t);
+        else if (t.expert == 0)
+            sizes.expert += expected_bytes(&t);
     }
+    return sizes;
+}
+
+void lh_rank_plan_make(lh_rank_plan *out, const lh_geometry *g, const lh_weight_sizes *sizes)
+{
+    memset(out, 0, sizeof *out);
+    out->weights_dense = sizes->dense;
+    out->weights_experts = sizes->expert * (size_t)lh_range_size(g->experts);
     lh_rank_plan_arenas(out, g);
 }
 
@@ -170,9 +178,10 @@ lh_status lh_plan_make(lh_plan **out, const lh_plan_opts *o)
                      .context = o->context_tokens,
                      .max_sessions = o->batch > 0 ? o->batch : 1,
                      .by_runs = cuda && !o->deterministic};
+    lh_weight_sizes sizes = lh_weight_sizes_make(d);
     for (s.rank = 0; s.rank < o->n_ranks; s.rank++) {
         LH_TRY_OUT(lh_geometry_make(&g, d, k, k->act_bytes, &s));
-        lh_rank_plan_make(&p->ranks[s.rank], &g);
+        lh_rank_plan_make(&p->ranks[s.rank], &g, &sizes);
     }
     plan_messages(p, &g);
     p->n_ranks = o->n_ranks;
