@@ -122,33 +122,38 @@ static lh_status run_step(lh_engine *e)
     return LH_OK;
 }
 
-/* Where the states and caches of the step's sessions lie, for the device to read. */
-static lh_status upload_pointers(lh_engine *e, const lh_step_item *const *items)
+/* 1: the device has the pointers of these sessions already. Otherwise notes that it gets them. */
+static int has_pointers(lh_engine *e, const lh_step_item *const *items)
 {
-    size_t n_kda = (size_t)e->d.n_kda_layers, n_mla = (size_t)e->d.n_mla_layers;
-    size_t n_lists = 2 * n_kda + n_mla, batch = (size_t)e->g.batch;
-    size_t state = n_kda ? lh_slot_kda_bytes(&e->g) / n_kda : 0;
-    size_t conv = n_kda ? lh_slot_conv_bytes(&e->g) / n_kda : 0;
-    size_t latent = n_mla ? lh_slot_latent_bytes(&e->g) / n_mla : 0;
     int same = e->n_step_slots == e->batch;
 
     for (int i = 0; i < e->batch; i++) {
-        const lh_session *s = items[i]->session;
-        void **to = e->host.step_at + i;
-        same = same && e->step_slots[i] == s->slot;
-        e->step_slots[i] = s->slot;
-        for (size_t l = 0; l < n_kda; l++) {
-            to[l * batch] = (char *)s->at.kda + l * state;
-            to[(n_kda + l) * batch] = (char *)s->at.conv + l * conv;
-        }
-        for (size_t l = 0; l < n_mla; l++)
-            to[(2 * n_kda + l) * batch] = (char *)s->at.latent + l * latent;
+        same = same && e->step_slots[i] == items[i]->session->slot;
+        e->step_slots[i] = items[i]->session->slot;
     }
     e->n_step_slots = e->batch;
-    if (same)
+    return same;
+}
+
+/* Where the states and caches of the step's sessions lie, for the device to read. */
+static lh_status upload_pointers(lh_engine *e, const lh_step_item *const *items)
+{
+    int n_kda = e->d.n_kda_layers, n_mla = e->d.n_mla_layers, batch = e->g.batch;
+
+    if (has_pointers(e, items))
         return LH_OK;
+    for (int i = 0; i < e->batch; i++) {
+        const lh_session *s = items[i]->session;
+        void **to = e->host.step_at + i; /* in the order of lh_step_kind */
+        for (int l = 0; l < n_kda; l++) {
+            to[l * batch] = lh_state_at(s, l);
+            to[(n_kda + l) * batch] = lh_conv_at(s, l);
+        }
+        for (int l = 0; l < n_mla; l++)
+            to[(2 * n_kda + l) * batch] = lh_latent_at(s, l);
+    }
     return e->k->device->upload(e->s, e->ws.step_at, e->host.step_at,
-                                n_lists * batch * sizeof(void *));
+                                (size_t)(2 * n_kda + n_mla) * (size_t)batch * sizeof(void *));
 }
 
 static lh_status begin_step(lh_engine *e, const lh_step_item *const *items, int n)

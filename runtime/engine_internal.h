@@ -408,6 +408,27 @@ static inline int64_t lh_range_size(lh_range r)
     return r.end - r.begin;
 }
 
+/* Where a session keeps layer `at` of its kind on this rank: the state of the own heads, their rows
+ * before the convolution, and the latent cache; shapes as in lh_slot. */
+static inline float *lh_state_at(const lh_session *s, int at)
+{
+    const lh_engine *e = s->engine;
+    return s->at.kda + at * lh_range_size(e->g.kda_heads) * e->d.kda_dim * e->d.kda_dim;
+}
+
+static inline void *lh_conv_at(const lh_session *s, int at)
+{
+    const lh_engine *e = s->engine;
+    int64_t width = 3 * lh_range_size(e->g.kda_heads) * e->d.kda_dim;
+    return lh_act(e, s->at.conv, at * (e->d.taps - 1) * width);
+}
+
+static inline void *lh_latent_at(const lh_session *s, int at)
+{
+    const lh_engine *e = s->engine;
+    return lh_act(e, s->at.latent, at * e->g.latent_rows * (e->d.d_latent + e->d.d_rope));
+}
+
 /* y = x W^T (or += with accumulate) over the block's rows. */
 static inline lh_status lh_rows_linear(lh_engine *e, void *y, int64_t ldy, const void *x,
                                        int64_t n_in, const lh_bf16 *w, int64_t n_out,

@@ -52,11 +52,11 @@ static lh_status fill_kda(const filler *f, const lh_session *s, int at)
     lh_range heads = f->e->g.kda_heads;
     int64_t dim = d->kda_dim, own = lh_range_size(heads), n_rows = 3 * ((int64_t)d->taps - 1);
 
-    LH_TRY(put(f, s->at.kda + at * own * dim * dim, "state", at, STATE_SD, 0,
-               heads.begin * dim * dim, own * dim * dim));
+    LH_TRY(put(f, lh_state_at(s, at), "state", at, STATE_SD, 0, heads.begin * dim * dim,
+               own * dim * dim));
     for (int64_t row = 0; row < n_rows; row++)
-        LH_TRY(put(f, lh_act(f->e, s->at.conv, (at * n_rows + row) * own * dim), "convolution", at,
-                   ROW_SD, 1, (row * d->kda_heads + heads.begin) * dim, own * dim));
+        LH_TRY(put(f, lh_act(f->e, lh_conv_at(s, at), row * own * dim), "convolution", at, ROW_SD,
+                   1, (row * d->kda_heads + heads.begin) * dim, own * dim));
     return LH_OK;
 }
 
@@ -65,7 +65,7 @@ static lh_status fill_mla(const filler *f, const lh_session *s, int at, int64_t 
 {
     const lh_engine *e = f->e;
     int64_t width = e->d.d_latent + e->d.d_rope, done = lh_min64(n_tokens, BLOCK_ROWS);
-    void *rows = lh_act(e, s->at.latent, at * e->g.latent_rows * width);
+    void *rows = lh_latent_at(s, at);
 
     LH_TRY(put(f, rows, "latent", at, ROW_SD, 1, 0, done * width));
     for (int64_t more; done < n_tokens; done += more) {

@@ -30,19 +30,6 @@ static lh_status move_heads(lh_engine *e, direction way, void *mine, void *all, 
     return lh_comm_alltoallv(e->comm, collect ? mine : all, send, collect ? all : mine, recv, e->s);
 }
 
-/* This session's part of layer `at`. */
-static float *own_state(lh_engine *e, lh_session *s, int at)
-{
-    int64_t heads = lh_range_size(e->g.kda_heads), dim = e->d.kda_dim;
-    return s->at.kda + at * heads * dim * dim;
-}
-
-static void *own_conv(lh_engine *e, lh_session *s, int at)
-{
-    int64_t width = 3 * lh_range_size(e->g.kda_heads) * e->d.kda_dim;
-    return lh_act(e, s->at.conv, at * (e->d.taps - 1) * width);
-}
-
 static lh_status permute_conv(lh_engine *e, void *to, const void *from, const int32_t *index)
 {
     return e->k->gather(e->s,
@@ -79,7 +66,7 @@ static lh_status exchange_halo(lh_engine *e, int at)
     size_t unit =
         (size_t)(e->d.taps - 1) * 3 * (size_t)e->d.kda_dim * e->g.act_bytes; /* of a head */
 
-    LH_TRY(move_heads(e, COLLECT, own_conv(e, b->session, at), w->kda.by_rank, unit, runs[0].rank));
+    LH_TRY(move_heads(e, COLLECT, lh_conv_at(b->session, at), w->kda.by_rank, unit, runs[0].rank));
     if (runs[0].rank == me)
         LH_TRY(permute_conv(e, w->kda.halo[0], w->kda.by_rank, w->conv_gather));
     for (int i = 0; i < b->n_runs; i++) {
@@ -97,8 +84,7 @@ static lh_status exchange_halo(lh_engine *e, int at)
     }
     if (runs[last].rank == me)
         LH_TRY(permute_conv(e, w->kda.by_rank, w->kda.tail, w->conv_scatter));
-    return move_heads(e, SPREAD, own_conv(e, b->session, at), w->kda.by_rank, unit,
-                      runs[last].rank);
+    return move_heads(e, SPREAD, lh_conv_at(b->session, at), w->kda.by_rank, unit, runs[last].rank);
 }
 
 static lh_status convolve(lh_engine *e, const lh_layer_weights *lw)
@@ -201,7 +187,7 @@ static lh_status pass_state(lh_engine *e, int at, lh_status (*through)(lh_engine
     int me = e->comm->rank, own = 0, last = b->n_runs - 1;
     size_t bytes = (size_t)state_floats(e) * sizeof(float),
            head_bytes = bytes / (size_t)e->d.kda_heads;
-    float *mine = own_state(e, b->session, at);
+    float *mine = lh_state_at(b->session, at);
 
     LH_TRY(move_heads(e, COLLECT, mine, w->kda.carry[0], head_bytes, runs[0].rank));
     for (int i = 0; i <= last; i++) {

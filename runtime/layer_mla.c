@@ -15,11 +15,6 @@ static int64_t latent_width(const lh_engine *e)
     return e->d.d_latent + e->d.d_rope;
 }
 
-static void *cache(const lh_engine *e, const lh_session *s, int at)
-{
-    return lh_act(e, s->at.latent, at * e->g.latent_rows * latent_width(e));
-}
-
 /* Rows of all runs to all ranks, in place: every rank's first run, then every rank's second. */
 static lh_status exchange_latents(lh_engine *e, void *rows)
 {
@@ -51,7 +46,7 @@ lh_status lh_mla_prefill(lh_engine *e, int l, int at)
     const lh_block *b = &e->block;
     lh_workspace *w = &e->ws;
     int64_t q_width = (int64_t)d->mla_heads * (d->d_nope + d->d_rope), width = latent_width(e);
-    char *rows = cache(e, b->session, at);
+    char *rows = lh_latent_at(b->session, at);
 
     lh_enter(e, LH_PHASE_MLA_PROJECTIONS, l);
     LH_TRY(lh_rows_norm(e, lw->attn_norm, b->n_rows));
