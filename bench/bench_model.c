@@ -13,6 +13,8 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "base/synth.h"
+#include "bench/median.h"
 #include "launch/launch.h"
 #include "runtime/longhaul.h"
 
@@ -27,26 +29,6 @@ static void need(lh_engine *e, lh_status st, const char *what)
     if (e)
         lh_engine_abort(e, st);
     exit(lh_exit_code(st));
-}
-
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *x, int n)
-{
-    qsort(x, (size_t)n, sizeof *x, by_value);
-    return n % 2 ? x[n / 2] : (x[n / 2 - 1] + x[n / 2]) / 2;
-}
-
-static uint64_t random_bits(uint64_t *state)
-{
-    uint64_t z = (*state += 0x9e3779b97f4a7c15u);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
 }
 
 static lh_engine *open_engine(const char *model, const lh_rank_info *r, int threads, int64_t block,
@@ -133,7 +115,6 @@ int main(int argc, char **argv)
     static const char *const defaults[] = {"4096", "8192"};
     const char *model = argc > 1 ? argv[1] : LH_SOURCE_DIR "/models/needle";
     int threads = argc > 2 ? atoi(argv[2]) : 2, n_lengths = argc > 3 ? argc - 3 : 2;
-    uint64_t state = 1;
     lh_rank_info r;
     lh_plan *plan = NULL;
 
@@ -148,7 +129,7 @@ int main(int argc, char **argv)
     if (!tokens || !logits)
         return 71;
     for (int64_t i = 0; i < longest; i++)
-        tokens[i] = (int32_t)(random_bits(&state) % (uint64_t)vocab);
+        tokens[i] = (int32_t)(lh_synth_bits(1, (uint64_t)i) % (uint64_t)vocab);
     check_first(model, &r, threads, tokens, logits);
     for (int i = 0; i < n_lengths; i++)
         measure(model, &r, threads, tokens, strtoll(argc > 3 ? argv[3 + i] : defaults[i], NULL, 10),

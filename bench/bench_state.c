@@ -18,6 +18,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/synth.h"
+#include "bench/median.h"
 #include "kernels/kernels.h"
 #include "launch/launch.h"
 #include "parallel/comm.h"
@@ -233,21 +234,14 @@ static lh_status time_once(bench *b, const share *h, double *seconds)
     return LH_OK;
 }
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static lh_status measure(bench *b, const share *h, double *median)
+static lh_status measure(bench *b, const share *h, double *median_s)
 {
     double seconds[REPEATS];
 
     LH_TRY(time_once(b, h, &seconds[0])); /* connects and warms up */
     for (int i = 0; i < REPEATS; i++)
         LH_TRY(time_once(b, h, &seconds[i]));
-    qsort(seconds, REPEATS, sizeof *seconds, by_value);
-    *median = seconds[REPEATS / 2];
+    *median_s = median(seconds, REPEATS);
     return LH_OK;
 }
 

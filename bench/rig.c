@@ -9,6 +9,7 @@
 
 #include "base/log.h"
 #include "base/mem.h"
+#include "bench/median.h"
 
 #define RUNS 9
 #define RUNS_LONG 5 /* of those over LONG_S */
@@ -159,12 +160,6 @@ void rig_release(rig *r)
         free(r->host[--r->n_host]);
 }
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static rig_time summary(double *seconds, int n, rig_way way)
 {
     double sum = 0, squares = 0;
@@ -173,11 +168,9 @@ static rig_time summary(double *seconds, int n, rig_way way)
         sum += seconds[i];
     for (int i = 0; i < n; i++)
         squares += (seconds[i] - sum / n) * (seconds[i] - sum / n);
-    qsort(seconds, (size_t)n, sizeof *seconds, by_value);
-    return (rig_time){.median_s = seconds[n / 2],
-                      .sd_s = sqrt(squares / (n - 1)),
-                      .least_s = seconds[0],
-                      .way = way};
+    double middle = median(seconds, n);
+    return (rig_time){
+        .median_s = middle, .sd_s = sqrt(squares / (n - 1)), .least_s = seconds[0], .way = way};
 }
 
 static lh_status queue(rig *r, void *data, rig_call run, int n_calls)
