@@ -298,22 +298,29 @@ lh_status lh_cpu_mla_decode(lh_stream *s, const lh_mla_decode_args *a)
     return LH_OK;
 }
 
-lh_status lh_cpu_mla_attend(lh_stream *s, const lh_mla_decode_args *a)
+static lh_status prepare_shared(pass *p, const lh_mla_decode_args *a)
 {
     LH_TRY(check(a));
     LH_TRY(lh_check_mla_ranges(a));
-    pass p = prepare(a);
-    p.w.partial = a->partial;
+    *p = prepare(a);
+    p->w.partial = a->partial;
+    return LH_OK;
+}
+
+lh_status lh_cpu_mla_attend(lh_stream *s, const lh_mla_decode_args *a)
+{
+    pass p;
+
+    LH_TRY(prepare_shared(&p, a));
     attend_ranges(s, &p, a->first_range, a->first_range + a->n_ranges);
     return LH_OK;
 }
 
 lh_status lh_cpu_mla_merge(lh_stream *s, const lh_mla_decode_args *a)
 {
-    LH_TRY(check(a));
-    LH_TRY(lh_check_mla_ranges(a));
-    pass p = prepare(a);
-    p.w.partial = a->partial;
+    pass p;
+
+    LH_TRY(prepare_shared(&p, a));
     lh_cpu_parallel(s, a->n_seq * a->n_heads, finish, &p);
     return LH_OK;
 }
