@@ -161,7 +161,6 @@ static lh_status finish(lh_cli *c, const bench_run *b)
     if (csv && c->rank.rank == 0)
         LH_TRY_OUT(lh_cli_print_file(csv, print_csv, b));
     LH_TRY_OUT(lh_cli_report(c, b->digest, json));
-    LH_TRY_OUT(lh_cli_write_json(c, json_incref(json)));
 out:
     json_decref(json);
     return st;

@@ -131,8 +131,10 @@ const char *lh_cli_length(int64_t tokens);
 
 /* ------------------------------------------------------------------ report */
 
-/* Phases, memory and digest on standard error, --profile's file, and the members of *json (an
- * object, or NULL) that every run has. Collective. */
+#define LH_CLI_PHASES 48 /* of an engine, at most */
+
+/* The end of a run: phases, memory and digest on standard error, --profile's file, and *json (an
+ * object, or NULL), with the members that every run has, where --json says. Collective. */
 lh_status lh_cli_report(lh_cli *c, const char *digest, json_t *json);
 
 #endif

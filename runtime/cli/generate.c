@@ -126,7 +126,6 @@ static lh_status report(lh_cli *c, const lh_run *run, const lh_request *first, i
         LH_REQUIRE_OUT(!bad, LH_ERR_NOMEM, "the JSON result: out of memory");
     }
     LH_TRY_OUT(lh_cli_report(c, first->digest, json));
-    LH_TRY_OUT(lh_cli_write_json(c, json_incref(json)));
 out:
     json_decref(json);
     return st;

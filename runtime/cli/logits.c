@@ -143,7 +143,6 @@ static lh_status finish(lh_cli *c, const logits_run *run)
     if (c->rank.rank == 0 && !lh_cli_json_only(c))
         LH_TRY_OUT(print_result(c, run));
     LH_TRY_OUT(lh_cli_report(c, run->digest, json));
-    LH_TRY_OUT(lh_cli_write_json(c, json_incref(json)));
 out:
     json_decref(json);
     return st;

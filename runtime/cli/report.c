@@ -4,8 +4,6 @@
 
 #include "runtime/cli/cli.h"
 
-#define MAX_PHASES 48
-
 static void print_phases(const lh_phase *p, int n)
 {
     double all = 0;
@@ -59,17 +57,21 @@ static void print_cores(const lh_cli *c)
     (void)fputc('\n', stderr);
 }
 
-static lh_status write_profile(const char *path, const lh_phase *p, int n)
-{
-    char text[MAX_PHASES * 160 + 64];
-    size_t used = (size_t)snprintf(text, sizeof text, "phase,min_s,mean_s,max_s,bytes,calls\n");
+typedef struct profile {
+    const lh_phase *phases;
+    int n;
+} profile;
 
-    for (int i = 0; i < n; i++)
-        used +=
-            (size_t)snprintf(text + used, sizeof text - used, "%.40s,%.6f,%.6f,%.6f,%llu,%llu\n",
-                             p[i].name, p[i].min_s, p[i].mean_s, p[i].max_s,
-                             (unsigned long long)p[i].bytes, (unsigned long long)p[i].calls);
-    return lh_cli_write_file(path, text, used);
+static void print_profile(FILE *f, const void *what)
+{
+    const profile *p = what;
+
+    (void)fputs("phase,min_s,mean_s,max_s,bytes,calls\n", f);
+    for (int i = 0; i < p->n; i++)
+        (void)fprintf(f, "%s,%.6f,%.6f,%.6f,%llu,%llu\n", p->phases[i].name, p->phases[i].min_s,
+                      p->phases[i].mean_s, p->phases[i].max_s,
+                      (unsigned long long)p->phases[i].bytes,
+                      (unsigned long long)p->phases[i].calls);
 }
 
 static lh_status add_to_json(const lh_cli *c, const lh_phase *p, int n, const char *digest,
@@ -92,11 +94,11 @@ static lh_status add_to_json(const lh_cli *c, const lh_phase *p, int n, const ch
 
 lh_status lh_cli_report(lh_cli *c, const char *digest, json_t *json)
 {
-    lh_phase phases[MAX_PHASES];
-    const char *profile = lh_opt_text(c->opts, LH_OPT_PROFILE);
+    lh_phase phases[LH_CLI_PHASES];
+    const char *path = lh_opt_text(c->opts, LH_OPT_PROFILE);
     int n = 0;
 
-    LH_TRY(lh_engine_phases(c->engine, phases, MAX_PHASES, &n));
+    LH_TRY(lh_engine_phases(c->engine, phases, LH_CLI_PHASES, &n));
     if (lh_cli_talks(c)) {
         print_phases(phases, n);
         if (n > 0 && strcmp(phases[0].name, "load") == 0)
@@ -106,7 +108,10 @@ lh_status lh_cli_report(lh_cli *c, const char *digest, json_t *json)
         if (digest)
             (void)fprintf(stderr, "digest %s\n", digest);
     }
-    if (c->rank.rank == 0 && profile)
-        LH_TRY(write_profile(profile, phases, n));
-    return json ? add_to_json(c, phases, n, digest ? digest : "", json) : LH_OK;
+    if (c->rank.rank == 0 && path)
+        LH_TRY(lh_cli_print_file(path, print_profile, &(profile){phases, n}));
+    if (!json)
+        return LH_OK;
+    LH_TRY(add_to_json(c, phases, n, digest ? digest : "", json));
+    return lh_cli_write_json(c, json_incref(json));
 }

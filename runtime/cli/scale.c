@@ -10,8 +10,6 @@
 
 #include "base/mem.h"
 
-#define MAX_PHASES 48
-
 /* ------------------------------------------------------------------- setup */
 
 static lh_status add_count(lh_scale *s, int count)
@@ -111,11 +109,11 @@ static int share_of(const char *phase)
 
 static lh_status take_shares(const lh_scale *s, lh_scale_row *r)
 {
-    lh_phase phases[MAX_PHASES];
+    lh_phase phases[LH_CLI_PHASES];
     double all = 0;
     int n = 0;
 
-    LH_TRY(lh_engine_phases(s->c->engine, phases, MAX_PHASES, &n));
+    LH_TRY(lh_engine_phases(s->c->engine, phases, LH_CLI_PHASES, &n));
     for (int i = 0; i < n; i++) {
         int share = share_of(phases[i].name);
         all += phases[i].mean_s;
@@ -218,7 +216,6 @@ lh_status lh_cli_scale(lh_cli *c)
         compare_counts(&s);
         st = lh_scale_report(&s);
     }
-    st = lh_job_agree(c->job, st);
 out:
     lh_speed_free(&s.speed);
     for (int i = 0; i < s.n_prompts; i++)

@@ -70,12 +70,13 @@ static lh_status begin_decode(lh_speed *s, const lh_speed_row *r)
 {
     uint64_t seed = (uint64_t)lh_opt_number(s->c->opts, LH_OPT_SEED);
 
-    for (int i = 0; r->is_filled && i < s->batch; i++)
+    if (!r->is_filled) {
+        LH_TRY(reset(s));
+        return step(s, 0, r->length, 0);
+    }
+    for (int i = 0; i < s->batch; i++)
         LH_TRY(lh_session_fill(s->sessions[i], r->length, seed + (uint64_t)i));
-    if (r->is_filled)
-        return LH_OK;
-    LH_TRY(reset(s));
-    return step(s, 0, r->length, 0);
+    return LH_OK;
 }
 
 /* Makes the reference of what the sessions have come to, or compares with it. */

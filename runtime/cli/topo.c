@@ -250,7 +250,8 @@ lh_status lh_cli_topo(lh_cli *c)
     LH_TRY_OUT(lh_job_agree(c->job, st));
     if (p.in_job)
         LH_TRY_OUT(gather_ranks(c, &p));
-    st = lh_job_agree(c->job, c->rank.rank == 0 ? show(c, &p) : LH_OK);
+    if (c->rank.rank == 0)
+        st = show(c, &p);
 out:
     free(p.ranks);
     free(p.all);
