@@ -15,17 +15,6 @@ typedef struct expert_range {
     int begin, end;
 } expert_range;
 
-static int wanted(const checkpoint_entry *e, expert_range experts)
-{
-    return e->expert < 0 || (e->expert >= experts.begin && e->expert < experts.end);
-}
-
-/* Pointers of all kinds go through bytes: their types differ, their sizes do not. */
-static void store(void *slot, const void *pointer)
-{
-    memcpy(slot, &pointer, sizeof pointer);
-}
-
 /* The tensor itself, or a copy in the carve (whose pieces are NULL while it measures). */
 static const void *usable(const checkpoint_entry *e, lh_carve *carve)
 {
@@ -51,38 +40,16 @@ static const void *usable(const checkpoint_entry *e, lh_carve *carve)
 /* Measures with base NULL, places and fills with a block of that size. */
 static size_t layout(const lh_checkpoint *c, expert_range experts, void *base, lh_weights **out)
 {
-    const lh_dims *d = &c->dims;
-    size_t n_experts = (size_t)d->n_experts;
     lh_carve carve = {.base = base};
-    lh_weights *w = lh_carve_take(&carve, 1, sizeof *w, 64);
-    lh_layer_weights *layers = lh_carve_take(&carve, (size_t)d->n_layers, sizeof *layers, 64);
+    lh_weights *w = lh_weights_carve(&carve, &c->dims);
 
-    if (w)
-        w->layers = layers;
-    for (int i = d->n_dense_layers; i < d->n_layers; i++) {
-        void *gate = lh_carve_take(&carve, n_experts, sizeof(void *), 64);
-        void *up = lh_carve_take(&carve, n_experts, sizeof(void *), 64);
-        void *down = lh_carve_take(&carve, n_experts, sizeof(void *), 64);
-        if (layers) {
-            layers[i].w_gate = gate;
-            layers[i].w_up = up;
-            layers[i].w_down = down;
-        }
-    }
     for (int64_t i = 0; i < c->n_entries; i++) {
         const checkpoint_entry *e = &c->entries[i];
-        if (!wanted(e, experts))
+        if (!lh_holds_expert(e->expert, experts.begin, experts.end))
             continue;
         const void *data = usable(e, &carve);
-        if (!base)
-            continue;
-        char *slot = (char *)(e->layer < 0 ? (void *)w : (void *)&layers[e->layer]) + e->slot;
-        if (e->expert >= 0) {
-            void *array;
-            memcpy(&array, slot, sizeof array);
-            slot = (char *)array + (size_t)e->expert * sizeof(void *);
-        }
-        store(slot, data);
+        if (base)
+            lh_weights_set(w, e->layer, e->expert, e->slot, data);
     }
     *out = w;
     return carve.used;
@@ -120,12 +87,12 @@ lh_status lh_checkpoint_bind(lh_checkpoint *c, int expert_begin, int expert_end,
                c->dims.n_experts);
     LH_REQUIRE(!c->block, LH_ERR_INVALID, "the checkpoint's weights are bound already");
     for (int64_t i = 0; i < c->n_entries; i++)
-        if (wanted(&c->entries[i], experts))
+        if (lh_holds_expert(c->entries[i].expert, expert_begin, expert_end))
             *(c->entries[i].expert < 0 ? &dense : &expert) += c->entries[i].tensor->bytes;
     LH_TRY(lh_alloc(&c->block, layout(c, experts, NULL, &w), "weights"));
     lh_meter_start(&meter, "load", dense + expert, progress, user);
     for (int64_t i = 0; i < c->n_entries; i++)
-        if (wanted(&c->entries[i], experts))
+        if (lh_holds_expert(c->entries[i].expert, expert_begin, expert_end))
             touch(&c->entries[i], page, &meter);
     (void)layout(c, experts, c->block, &w);
     lh_meter_end(&meter);

@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "base/dtype.h"
+#include "base/mem.h"
 #include "base/status.h"
 #include "runtime/longhaul.h"
 
@@ -114,6 +115,22 @@ typedef struct lh_expected {
 
 int64_t lh_expected_count(const lh_dims *d);
 void lh_expected_tensor(lh_expected *out, const lh_dims *d, int64_t i);
+
+size_t lh_expected_elements(const lh_expected *t);
+size_t lh_expected_bytes(const lh_expected *t); /* in the published layout */
+
+/* Whether a rank with experts [begin, end) holds the tensors of `expert` (-1: of none). */
+static inline int lh_holds_expert(int expert, int64_t begin, int64_t end)
+{
+    return expert < 0 || (expert >= begin && expert < end);
+}
+
+/* The struct and its arrays from a carve, to be filled in; NULL while that measures. */
+lh_weights *lh_weights_carve(lh_carve *c, const lh_dims *d);
+
+/* The pointer of a tensor: layer, expert and slot as in lh_expected. */
+void lh_weights_set(lh_weights *w, int layer, int expert, size_t slot, const void *pointer);
+const void *lh_weights_get(const lh_weights *w, int layer, int expert, size_t slot);
 
 #ifdef __cplusplus
 }

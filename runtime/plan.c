@@ -8,14 +8,6 @@
 #include "base/mem.h"
 #include "runtime/engine_internal.h"
 
-static size_t expected_bytes(const lh_expected *t)
-{
-    size_t n = t->allow_bf16 ? 2 : 4;
-    for (int i = 0; i < t->n_dims; i++)
-        n *= (size_t)t->dims[i];
-    return n;
-}
-
 static size_t saturating_add(size_t a, size_t b)
 {
     size_t sum = 0;
@@ -67,9 +59,9 @@ lh_weight_sizes lh_weight_sizes_make(const lh_dims *d)
     for (int64_t i = 0; i < lh_expected_count(d); i++) {
         lh_expected_tensor(&t, d, i);
         if (t.expert < 0)
-            sizes.dense += expected_bytes(&t);
+            sizes.dense += lh_expected_bytes(&t);
         else if (t.expert == 0)
-            sizes.expert += expected_bytes(&t);
+            sizes.expert += lh_expected_bytes(&t);
     }
     return sizes;
 }

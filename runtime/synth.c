@@ -183,55 +183,6 @@ typedef struct placed {
     size_t dense_bytes, expert_bytes; /* as in files */
 } placed;
 
-static int wanted(const lh_expected *t, int expert_begin, int expert_end)
-{
-    return t->expert < 0 || (t->expert >= expert_begin && t->expert < expert_end);
-}
-
-static size_t elements(const lh_expected *t)
-{
-    size_t n = 1;
-
-    for (int i = 0; i < t->n_dims; i++)
-        n *= (size_t)t->dims[i];
-    return n;
-}
-
-static void store(const placed *x, const lh_expected *t, const void *pointer)
-{
-    char *slot = t->layer < 0 ? (char *)x->w : (char *)&x->w->layers[t->layer];
-
-    slot += t->slot;
-    if (t->expert >= 0) {
-        void *array;
-        memcpy(&array, slot, sizeof array);
-        slot = (char *)array + (size_t)t->expert * sizeof pointer;
-    }
-    memcpy(slot, &pointer, sizeof pointer);
-}
-
-/* The structs of pointers. */
-static void layout_host(placed *x, lh_carve *c, const lh_dims *d, size_t n_pieces)
-{
-    size_t n_experts = (size_t)d->n_experts;
-
-    x->w = lh_carve_take(c, 1, sizeof *x->w, 64);
-    lh_layer_weights *layers = lh_carve_take(c, (size_t)d->n_layers, sizeof *layers, 64);
-    if (x->w)
-        x->w->layers = layers;
-    for (int i = d->n_dense_layers; i < d->n_layers; i++) {
-        void *gate = lh_carve_take(c, n_experts, sizeof(void *), 64);
-        void *up = lh_carve_take(c, n_experts, sizeof(void *), 64);
-        void *down = lh_carve_take(c, n_experts, sizeof(void *), 64);
-        if (layers) {
-            layers[i].w_gate = gate;
-            layers[i].w_up = up;
-            layers[i].w_down = down;
-        }
-    }
-    x->pieces = lh_carve_take(c, n_pieces, sizeof *x->pieces, 64);
-}
-
 /* Measures with both bases NULL, places with blocks of those sizes. */
 static void layout(placed *x, const lh_dims *d, const lh_synth_opts *o, int expert_begin,
                    int expert_end, void *host, char *arena)
@@ -239,16 +190,17 @@ static void layout(placed *x, const lh_dims *d, const lh_synth_opts *o, int expe
     lh_carve h = {.base = host}, a = {.base = arena};
 
     *x = (placed){0};
-    layout_host(x, &h, d, (size_t)lh_expected_count(d));
+    x->w = lh_weights_carve(&h, d);
+    x->pieces = lh_carve_take(&h, (size_t)lh_expected_count(d), sizeof *x->pieces, 64);
     for (int64_t i = 0; i < lh_expected_count(d); i++) {
         lh_expected t;
         lh_expected_tensor(&t, d, i);
-        if (!wanted(&t, expert_begin, expert_end))
+        if (!lh_holds_expert(t.expert, expert_begin, expert_end))
             continue;
-        size_t n = elements(&t), file_bytes = n * (t.allow_bf16 ? 2 : 4);
+        size_t n = lh_expected_elements(&t);
         size_t size = t.allow_f32 ? sizeof(float) : sizeof(lh_bf16);
         char *data = lh_carve_take(&a, n, size, ALIGN);
-        *(t.expert < 0 ? &x->dense_bytes : &x->expert_bytes) += file_bytes;
+        *(t.expert < 0 ? &x->dense_bytes : &x->expert_bytes) += lh_expected_bytes(&t);
         if (data && x->pieces) {
             lh_synth_piece *p = &x->pieces[x->n_pieces];
             *p = (lh_synth_piece){.form = !t.allow_f32   ? LH_SYNTH_AS_BF16
@@ -258,7 +210,7 @@ static void layout(placed *x, const lh_dims *d, const lh_synth_opts *o, int expe
                                   .n = n,
                                   .n_bytes = n * size};
             lh_synth_law_make(&p->law, d, &t, o);
-            store(x, &t, data);
+            lh_weights_set(x->w, t.layer, t.expert, t.slot, data);
         }
         x->n_pieces++;
     }

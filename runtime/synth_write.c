@@ -49,10 +49,10 @@ static void make_tensor(writer *w, int64_t i)
     *t = (lh_st_tensor){
         .name = e->name, .dtype = e->allow_bf16 ? "BF16" : "F32", .n_dims = e->n_dims};
     memcpy(t->dims, e->dims, sizeof e->dims);
-    *p = (lh_synth_piece){.form = e->allow_bf16 ? LH_SYNTH_AS_BF16 : LH_SYNTH_AS_F32, .n = 1};
-    for (int k = 0; k < e->n_dims; k++)
-        p->n *= (size_t)e->dims[k];
-    p->n_bytes = t->bytes = p->n * (e->allow_bf16 ? sizeof(lh_bf16) : sizeof(float));
+    *p = (lh_synth_piece){.form = e->allow_bf16 ? LH_SYNTH_AS_BF16 : LH_SYNTH_AS_F32,
+                          .n = lh_expected_elements(e),
+                          .n_bytes = lh_expected_bytes(e)};
+    t->bytes = p->n_bytes;
     lh_synth_law_make(&p->law, w->d, e, w->o);
     w->bytes += t->bytes;
 }

@@ -12,35 +12,9 @@
 #define WEIGHT_ALIGN                                                                               \
     16 /* what kernels load at a time; every supported tensor is a multiple of it */
 
-static size_t tensor_bytes(const lh_expected *t)
-{
-    size_t n = t->allow_bf16 ? sizeof(lh_bf16) : sizeof(float);
-    for (int i = 0; i < t->n_dims; i++)
-        n *= (size_t)t->dims[i];
-    return n;
-}
-
 static int is_router_bias(const lh_expected *t)
 {
     return t->allow_f32 && t->allow_bf16;
-}
-
-static int wanted(const lh_geometry *g, const lh_expected *t)
-{
-    return t->expert < 0 || (t->expert >= g->experts.begin && t->expert < g->experts.end);
-}
-
-/* Where the pointer to tensor t lies in `w`. */
-static void *pointer_slot(const lh_weights *w, const lh_expected *t)
-{
-    char *in =
-        (char *)(uintptr_t)(t->layer < 0 ? (const void *)w : (const void *)&w->layers[t->layer]);
-    void *array;
-
-    if (t->expert < 0)
-        return in + t->slot;
-    memcpy(&array, in + t->slot, sizeof array);
-    return (char *)array + (size_t)t->expert * sizeof(void *);
 }
 
 size_t lh_weight_arena_bytes(const lh_geometry *g)
@@ -50,8 +24,8 @@ size_t lh_weight_arena_bytes(const lh_geometry *g)
 
     for (int64_t i = 0; i < lh_expected_count(g->d); i++) {
         lh_expected_tensor(&t, g->d, i);
-        if (wanted(g, &t) && !is_router_bias(&t))
-            (void)lh_carve_take(&c, tensor_bytes(&t), 1, WEIGHT_ALIGN);
+        if (lh_holds_expert(t.expert, g->experts.begin, g->experts.end) && !is_router_bias(&t))
+            (void)lh_carve_take(&c, lh_expected_bytes(&t), 1, WEIGHT_ALIGN);
     }
     return c.used;
 }
@@ -62,25 +36,10 @@ static lh_status make_struct(lh_weights **out, const lh_dims *d)
     lh_carve c = {0};
     void *block = NULL;
 
-    for (int pass = 0; pass < 2; pass++) {
-        lh_weights *w = lh_carve_take(&c, 1, sizeof *w, 64);
-        lh_layer_weights *layers = lh_carve_take(&c, (size_t)d->n_layers, sizeof *layers, 64);
-        for (int l = d->n_dense_layers; l < d->n_layers; l++)
-            for (int kind = 0; kind < 3; kind++) {
-                void *array = lh_carve_take(&c, (size_t)d->n_experts, sizeof(void *), 64);
-                if (layers)
-                    *(kind == 0   ? &layers[l].w_gate
-                      : kind == 1 ? &layers[l].w_up
-                                  : &layers[l].w_down) = array;
-            }
-        if (pass == 0) {
-            LH_TRY(lh_alloc(&block, c.used, "weight pointers"));
-            c = (lh_carve){.base = block};
-        } else {
-            w->layers = layers;
-            *out = w;
-        }
-    }
+    (void)lh_weights_carve(&c, d);
+    LH_TRY(lh_alloc(&block, c.used, "weight pointers"));
+    c = (lh_carve){.base = block};
+    *out = lh_weights_carve(&c, d);
     return LH_OK;
 }
 
@@ -111,22 +70,21 @@ lh_status lh_weights_upload(lh_engine *e, const lh_weights *host, lh_weights **o
     LH_TRY(make_struct(&w, &e->d));
     *out = w; /* the engine frees it, whatever follows */
     for (int64_t i = 0; i < lh_expected_count(&e->d); i++) {
-        const void *from;
         void *to;
 
         lh_expected_tensor(&t, &e->d, i);
-        if (!wanted(&e->g, &t))
+        if (!lh_holds_expert(t.expert, e->g.experts.begin, e->g.experts.end))
             continue;
-        memcpy(&from, pointer_slot(host, &t), sizeof from);
+        const void *from = lh_weights_get(host, t.layer, t.expert, t.slot);
         if (is_router_bias(&t)) {
             to = e->ws.router_bias + (int64_t)t.layer * e->d.n_experts;
             LH_TRY(device->load(e->s, to, from, (size_t)e->d.n_experts * sizeof(float)));
         } else {
-            to = lh_carve_take(&c, tensor_bytes(&t), 1, WEIGHT_ALIGN);
-            LH_TRY(device->load(e->s, to, from, tensor_bytes(&t)));
-            p.done += (int64_t)tensor_bytes(&t);
+            to = lh_carve_take(&c, lh_expected_bytes(&t), 1, WEIGHT_ALIGN);
+            LH_TRY(device->load(e->s, to, from, lh_expected_bytes(&t)));
+            p.done += (int64_t)lh_expected_bytes(&t);
         }
-        memcpy(pointer_slot(w, &t), &to, sizeof to);
+        lh_weights_set(w, t.layer, t.expert, t.slot, to);
         p.seconds = lh_log_seconds() - start;
         if (e->progress)
             e->progress(e->user, &p);
