@@ -196,6 +196,7 @@ static inline void open_streams(void)
 {
     for (int i = 0; i < 3; i++)
         CHECK_OK(kernels->device->open(&streams[i], 0, i + 1, 1));
+    stream = streams[0];
 }
 
 static inline void close_streams(void)
