@@ -11,7 +11,8 @@ static int64_t tile_rows(const lh_cuda_product *p, int tile)
 }
 
 /* Only a tile of one row can be told from its tile and be few in every call: tiles of an expert
- * have some rows each, and many of them make a product of matrices. */
+ * have some rows each, and many of them make a product of matrices. All rows of a decoding step are
+ * such tiles; its product must not need host arrays, because the step is recorded. */
 static int tile_is_few(const lh_cuda_product *p, int tile)
 {
     return tile_rows(p, tile) == 1;
@@ -25,11 +26,13 @@ int lh_cuda_next_range(const lh_stream *s, const lh_cuda_product *p, lh_cuda_ran
         tile++;
     if (tile == n_tiles)
         return 0;
-    int first = tile;
-    for (; tile < n_tiles && net_of(p, tile) == net_of(p, first); tile++)
+    int first = tile, all_few = 1;
+    for (; tile < n_tiles && net_of(p, tile) == net_of(p, first); tile++) {
         if (s->deterministic && tile_rows(p, tile) > 0 &&
             tile_is_few(p, tile) != tile_is_few(p, first))
             break;
+        all_few &= tile_rows(p, tile) <= 1;
+    }
     *r = (lh_cuda_range){
         .tile = tile,
         .row = p->tiles->start[first],
@@ -37,8 +40,7 @@ int lh_cuda_next_range(const lh_stream *s, const lh_cuda_product *p, lh_cuda_ran
         .net = net_of(p, first),
         .few = 0,
     };
-    r->few =
-        s->arch != 90 || (s->deterministic ? tile_is_few(p, first) : r->n_rows <= LH_CUDA_FEW_ROWS);
+    r->few = s->arch != 90 || all_few || (!s->deterministic && r->n_rows <= LH_CUDA_FEW_ROWS);
     return 1;
 }
 
