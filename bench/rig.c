@@ -185,7 +185,7 @@ static void *record(rig *r, void *data, rig_call run, int n_calls)
 {
     void *recording = NULL;
 
-    if (!r->dev->record_begin || r->dev->record_begin(r->s) != LH_OK)
+    if (r->is_queued || !r->dev->record_begin || r->dev->record_begin(r->s) != LH_OK)
         return NULL;
     lh_status queued = queue(r, data, run, n_calls);
     if (r->dev->record_end(r->s, &recording) == LH_OK && queued == LH_OK)

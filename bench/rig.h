@@ -52,7 +52,8 @@ typedef struct rig {
     const char *op;
     char size[80];
     double bytes, flops;
-    int n_copies; /* of its data, which calls take in turn */
+    int n_copies;  /* of its data, which calls take in turn */
+    int is_queued; /* 1: its calls are never recorded (copies in a recording go another way) */
     void *device[RIG_MOST_BLOCKS], *host[RIG_MOST_BLOCKS];
     int n_device, n_host;
 } rig;
