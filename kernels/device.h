@@ -19,6 +19,8 @@ extern "C" {
 
 typedef struct lh_stream lh_stream;
 
+#define LH_MARKS 1025 /* of a stream */
+
 typedef struct lh_device_ops {
     const char *name; /* "cpu", "cuda" */
     int reads_host;   /* 1: operations read host memory, maps of files too, like their own */
@@ -40,11 +42,17 @@ typedef struct lh_device_ops {
     lh_status (*alloc)(lh_stream *s, void **out, size_t bytes, const char *what);
     void (*release)(lh_stream *s, void *p);
 
+    /* Zeroed host memory of which copies to and from the device run beside the host; like alloc
+     * and release. */
+    lh_status (*alloc_host)(lh_stream *s, void **out, size_t bytes, const char *what);
+    void (*release_host)(lh_stream *s, void *p);
+
     /* Memory of the device that is free now, as its driver says. NULL where the device has none of
      * its own. */
     lh_status (*available)(lh_stream *s, size_t *bytes);
 
-    /* Copies, queued in order; host memory must stay as it is until sync. Zero bytes are fine. */
+    /* Copies, queued in order; host memory must stay as it is until sync. Zero bytes are fine.
+     * Those of host memory that is not of alloc_host may wait for what is queued before. */
     lh_status (*upload)(lh_stream *s, void *device, const void *host, size_t bytes);
     lh_status (*download)(lh_stream *s, void *host, const void *device, size_t bytes);
     lh_status (*copy)(lh_stream *s, void *to, const void *from,
@@ -60,6 +68,16 @@ typedef struct lh_device_ops {
 
     /* Waits until everything queued has run; returns the first failure among it. */
     lh_status (*sync)(lh_stream *s);
+
+    /*
+     * Marks, where not NULL (a device whose queue is the host's own time has none): mark i, below
+     * LH_MARKS, is set where the queue is now; it has passed when all before it has run. It may be
+     * set again once it has passed. between waits for the second of two marks, and gives the
+     * seconds from one to the other. Not while recording.
+     */
+    lh_status (*mark)(lh_stream *s, int i);
+    lh_status (*passed)(lh_stream *s, int i, int *yes);
+    lh_status (*between)(lh_stream *s, int i, int j, double *seconds);
 
     /*
      * Work that is queued once and run many times, where record_begin is not NULL: everything

@@ -98,13 +98,21 @@ double lh_comm_idle(const lh_comm *c, unsigned n_polls, double since)
 
 lh_status lh_comm_wait(lh_comm *c, lh_stream *s)
 {
-    return s ? c->ops->wait(c, s) : LH_OK;
+    return s ? c->ops->wait(c, s, LH_ALL) : LH_OK;
 }
 
-lh_status lh_comm_sync(lh_comm *c, lh_stream *s)
+lh_status lh_comm_wait_for(lh_comm *c, lh_stream *s, int mark)
 {
+    return c->ops->wait(c, s, lh_stream_device(s)->mark ? mark : LH_ALL);
+}
+
+lh_status lh_comm_sync(lh_comm *c, lh_stream *s, int mark)
+{
+    const lh_device_ops *device = lh_stream_device(s);
+    double none;
+
     (void)c;
-    return lh_stream_device(s)->sync(s);
+    return mark == LH_ALL ? device->sync(s) : device->between(s, mark, mark, &none);
 }
 
 lh_status lh_comm_bcast(lh_comm *c, void *buf, size_t bytes, int root, lh_stream *s)

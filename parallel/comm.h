@@ -34,6 +34,8 @@ extern "C" {
 
 typedef struct lh_comm lh_comm;
 
+#define LH_ALL (-1) /* no mark: all that is queued */
+
 typedef struct lh_comm_ops {
     const char *name; /* "self", "mpi", "nccl" */
     lh_status (*bcast)(lh_comm *c, void *buf, size_t bytes, int root, lh_stream *s);
@@ -45,7 +47,7 @@ typedef struct lh_comm_ops {
     lh_status (*sendrecv)(lh_comm *c, const void *send, size_t send_bytes, int to, void *recv,
                           size_t recv_bytes, int from, lh_stream *s);
     lh_status (*merge)(lh_comm *c, void *buf, size_t bytes, void *scratch, lh_stream *s);
-    lh_status (*wait)(lh_comm *c, lh_stream *s);
+    lh_status (*wait)(lh_comm *c, lh_stream *s, int mark);
     void (*progress)(lh_comm *c); /* lets messages of finished operations get on; does not wait */
     void (*abort)(lh_comm *c, int exit_code);
     void (*destroy)(lh_comm *c);
@@ -120,9 +122,11 @@ lh_status lh_comm_same(lh_comm *c, const void *bytes, size_t n, const char *what
  * Waits until all that is queued on `s` has run, on this rank, and returns the first failure among
  * it: at the end of a step, before the device's sync or a download, which wait without a deadline
  * for a stream that a missing peer holds up. nccl: LH_ERR_TIMEOUT after the deadline, counted from
- * the call, the stream's own work included.
+ * the call, the stream's own work included. lh_comm_wait_for: until a mark of the stream has
+ * passed, if its device has marks.
  */
 lh_status lh_comm_wait(lh_comm *c, lh_stream *s);
+lh_status lh_comm_wait_for(lh_comm *c, lh_stream *s, int mark);
 
 /* buf of root to all. */
 lh_status lh_comm_bcast(lh_comm *c, void *buf, size_t bytes, int root, lh_stream *s);

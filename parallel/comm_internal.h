@@ -18,7 +18,7 @@ const char *lh_comm_place(const lh_comm *c, const char *op, char *text, size_t s
 double lh_comm_idle(const lh_comm *c, unsigned n_polls, double since);
 
 /* A wait for what no peer can hold up: the device's own. */
-lh_status lh_comm_sync(lh_comm *c, lh_stream *s);
+lh_status lh_comm_sync(lh_comm *c, lh_stream *s, int mark);
 
 #ifdef __cplusplus
 }

@@ -246,22 +246,32 @@ static lh_status nccl_sendrecv(lh_comm *c, const void *send, size_t send_bytes, 
     return close_group(&g);
 }
 
-static lh_status nccl_wait(lh_comm *c, lh_stream *s)
+/* Whether the stream's work, or that up to its mark, has run. */
+static lh_status ask(nccl_comm *n, lh_stream *s, int mark, int *done)
+{
+    if (mark != LH_ALL)
+        return lh_stream_device(s)->passed(s, mark, done);
+    cudaError_t e = cudaStreamQuery(lh_cuda_stream_handle(s));
+    *done = e == cudaSuccess;
+    return e == cudaSuccess || e == cudaErrorNotReady
+               ? LH_OK
+               : cuda_failed(n, "the GPU's work up to here", e);
+}
+
+static lh_status nccl_wait(lh_comm *c, lh_stream *s, int mark)
 {
     nccl_comm *n = (nccl_comm *)c;
-    cudaStream_t stream = lh_cuda_stream_handle(s);
     double since = lh_log_seconds(), waited;
 
     LH_REQUIRE(!n->broken, LH_ERR_NCCL, "a wait on a communicator that has failed before");
     for (unsigned n_polls = 1;; n_polls++) {
-        cudaError_t e = cudaStreamQuery(stream);
-        ncclResult_t rc = ncclSuccess, asked = ncclCommGetAsyncError(n->comm, &rc);
-
-        if (e != cudaSuccess && e != cudaErrorNotReady)
-            return cuda_failed(n, "the GPU's work up to here", e);
+        int done = 0;
+        ncclResult_t rc = ncclSuccess;
+        LH_TRY(ask(n, s, mark, &done));
+        ncclResult_t asked = ncclCommGetAsyncError(n->comm, &rc);
         if (asked != ncclSuccess || (rc != ncclSuccess && rc != ncclInProgress))
             return nccl_failed(n, "NCCL's work up to here", asked != ncclSuccess ? asked : rc);
-        if (e == cudaSuccess)
+        if (done)
             return LH_OK;
         if (n_polls % PROGRESS_EVERY == 0)
             c->host->ops->progress(c->host);

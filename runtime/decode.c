@@ -90,11 +90,12 @@ lh_status lh_logits(lh_engine *e, const void *x, int64_t n, int owner, float *co
                                                     .f32_out = 1,
                                                     .tiles = {(int)n, e->host.unit_start}}));
     LH_TRY(lh_gather_parts(e, &logits));
+    LH_TRY(lh_comm_wait(e->comm, e->s)); /* with its deadline; a download has none */
     for (int64_t i = 0; i < n; i++)
         if (out[i])
             LH_TRY(e->k->device->download(e->s, out[i], w->logits + i * vocab,
                                           (size_t)vocab * sizeof(float)));
-    return lh_comm_wait(e->comm, e->s);
+    return e->k->device->sync(e->s);
 }
 
 /* -------------------------------------------------------------------- step */
@@ -174,8 +175,10 @@ static lh_status begin_step(lh_engine *e, const lh_step_item *const *items, int 
 static lh_status record_step(lh_engine *e, lh_recording *r)
 {
     LH_TRY(e->k->device->record_begin(e->s));
+    e->clock.is_recording = 1;
     lh_status st = run_step(e);
     lh_status ended = e->k->device->record_end(e->s, &r->steps);
+    e->clock.is_recording = 0;
     return st != LH_OK ? st : ended;
 }
 

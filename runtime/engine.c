@@ -129,7 +129,7 @@ static lh_status allocate(lh_engine *e)
     LH_TRY(arena(e, &e->arena_kda, plan->kda_state, &used->kda_state, "KDA states"));
     LH_TRY(arena(e, &e->arena_conv, plan->conv_state, &used->conv_state, "convolution states"));
     LH_TRY(arena(e, &e->arena_latent, plan->latent_cache, &used->latent_cache, "latent cache"));
-    LH_TRY(lh_alloc(&e->arena_host, host, "index arrays"));
+    LH_TRY(e->k->device->alloc_host(e->s, &e->arena_host, host, "index arrays"));
     used->workspace += host + e->k->stream_bytes(g->n_threads);
     (void)lh_workspace_layout(&e->ws, e->arena_work, g);
     (void)lh_communication_layout(&e->ws, e->arena_comm, g);
@@ -358,6 +358,7 @@ void lh_engine_close(lh_engine *e)
                           e->arena_kda,     e->arena_conv, e->arena_latent};
         for (size_t i = 0; i < sizeof arenas / sizeof *arenas; i++)
             device->release(e->s, arenas[i]);
+        device->release_host(e->s, e->arena_host);
         lh_synth_close(e->synth);
     }
     lh_expert_destroy(e->expert);
@@ -366,7 +367,6 @@ void lh_engine_close(lh_engine *e)
     if (e->s)
         e->k->device->close(e->s);
     lh_checkpoint_close(e->checkpoint);
-    free(e->arena_host);
     free(e->device_w);
     free(e->slot_taken);
     lh_comm_destroy(e->boot);

@@ -254,11 +254,22 @@ typedef struct lh_phase_total {
     uint64_t bytes, calls;
 } lh_phase_total;
 
+/*
+ * On a device whose queue runs behind the host a phase lasts from its mark in the queue to the next
+ * one; seconds are asked for half a ring of marks later, when they have long passed.
+ */
+#define LH_MARK_RING 1024
+#define LH_MARK_ROUTED LH_MARK_RING /* beside the clock's: the routing of a layer is downloaded */
+_Static_assert(LH_MARK_ROUTED < LH_MARKS, "a mark for each use");
+
 typedef struct lh_phase_clock {
     lh_phase_id now;
-    double since;         /* seconds at which `now` began */
+    double since;         /* seconds at which `now` began, without marks */
     uint64_t bytes_since; /* what the communicator had sent then */
     lh_phase_total of[LH_N_PHASES];
+    lh_phase_id begun[LH_MARK_RING]; /* at each mark */
+    int64_t n_marks, n_settled;      /* so far; marks whose seconds are in `of` */
+    int is_recording;                /* marks are not for recordings */
 } lh_phase_clock;
 
 /* ------------------------------------------------------------------ engine */

@@ -118,19 +118,22 @@ lh_status lh_ffn_prefill(lh_engine *e, int l)
     const lh_block *b = &e->block;
     lh_workspace *w = &e->ws;
     int64_t n = b->n_rows, k = e->d.top_k;
+    int is_dense = l < e->d.n_dense_layers;
 
-    lh_enter(e, LH_PHASE_EXPERTS, l);
+    lh_enter(e, is_dense ? LH_PHASE_EXPERTS : LH_PHASE_ROUTE, l);
     LH_TRY(lh_rows_norm(e, lw->ffn_norm, n));
-    if (l < e->d.n_dense_layers)
+    if (is_dense)
         return one_network(e, lw, w->x, n, e->d.d_ffn, b->tiles, 1, w->dense.hidden);
-    if (e->d.n_shared)
-        LH_TRY(
-            one_network(e, lw, w->moe.shared, n, e->d.d_shared, b->tiles, 0, w->moe.shared_hidden));
-    lh_enter(e, LH_PHASE_ROUTE, l);
     LH_TRY(route(e, lw, n, b->tiles, w->moe.scores, w->moe.expert, w->moe.weight));
     LH_TRY(e->k->device->download(e->s, e->host.expert, w->moe.expert,
                                   (size_t)(n * k) * sizeof(int32_t)));
-    LH_TRY(lh_comm_wait(e->comm, e->s));
+    if (e->k->device->mark)
+        LH_TRY(e->k->device->mark(e->s, LH_MARK_ROUTED));
+    lh_enter(e, LH_PHASE_EXPERTS, l);
+    if (e->d.n_shared) /* the device has this to do while the host plans the exchange */
+        LH_TRY(
+            one_network(e, lw, w->moe.shared, n, e->d.d_shared, b->tiles, 0, w->moe.shared_hidden));
+    LH_TRY(lh_comm_wait_for(e->comm, e->s, LH_MARK_ROUTED));
     if (e->observer.rows) {
         e->observer.rows(e->observer.user, "expert", l, w->moe.expert, n, e->host.position);
         e->observer.rows(e->observer.user, "weight", l, w->moe.weight, n, e->host.position);

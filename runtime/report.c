@@ -27,15 +27,52 @@ static const char *const names[LH_N_PHASES] = {
     [LH_PHASE_STEP] = "decode",
 };
 
+/* Adds up the phases that began before mark `end`, which is set. A device that fails says so where
+ * its work is waited for. */
+static void settle(lh_engine *e, int64_t end)
+{
+    lh_phase_clock *c = &e->clock;
+
+    for (; c->n_settled < end; c->n_settled++) {
+        int at = (int)(c->n_settled % LH_MARK_RING), next = (at + 1) % LH_MARK_RING;
+        double seconds;
+        if (c->begun[at] < LH_N_PHASES && e->k->device->between(e->s, at, next, &seconds) == LH_OK)
+            c->of[c->begun[at]].seconds += seconds;
+    }
+}
+
+/* Seconds by marks in the queue, where there are any. */
+static void note_mark(lh_engine *e, lh_phase_id phase)
+{
+    lh_phase_clock *c = &e->clock;
+    int at = (int)(c->n_marks % LH_MARK_RING);
+
+    if (c->is_recording)
+        return;
+    if (c->n_marks - c->n_settled == LH_MARK_RING)
+        settle(e, c->n_marks - LH_MARK_RING / 2);
+    if (e->k->device->mark(e->s, at) != LH_OK)
+        return;
+    c->begun[at] = phase;
+    c->n_marks++;
+}
+
+static int has_marks(const lh_engine *e)
+{
+    return e->s && e->k->device->mark;
+}
+
 void lh_enter(lh_engine *e, lh_phase_id phase, int layer)
 {
     lh_phase_clock *c = &e->clock;
     double now = lh_log_seconds();
 
     if (c->now < LH_N_PHASES) {
-        c->of[c->now].seconds += now - c->since;
+        c->of[c->now].seconds += has_marks(e) ? 0 : now - c->since;
         c->of[c->now].bytes += e->comm->bytes_sent - c->bytes_since;
     }
+    if (has_marks(e))
+        note_mark(e, phase);
     c->now = phase;
     c->since = now;
     c->bytes_since = e->comm->bytes_sent;
@@ -54,6 +91,7 @@ void lh_engine_count(lh_engine *e, double sample_seconds)
 void lh_engine_phases_reset(lh_engine *e)
 {
     lh_enter(e, LH_PHASE_NONE, -1);
+    settle(e, e->clock.n_marks - 1);
     memset(e->clock.of, 0, sizeof e->clock.of);
 }
 
@@ -64,6 +102,7 @@ lh_status lh_engine_phases(lh_engine *e, lh_phase *out, int max, int *n)
     int count = 0;
 
     lh_enter(e, LH_PHASE_NONE, -1);
+    settle(e, e->clock.n_marks - 1);
     lh_comm_at(e->comm, "report", -1);
     lh_phase_total(*all)[LH_N_PHASES] = malloc(ranks * sizeof *all);
     LH_TRY(

@@ -7,6 +7,7 @@
  */
 #include <jansson.h>
 
+#include "base/log.h"
 #include "tests/model_util.h"
 
 #define MEAN_DIVERGENCE 1e-4
@@ -63,15 +64,29 @@ static void run(const char *backend, int deterministic, const int32_t *tokens, i
     lh_engine_close(e);
 }
 
-static void check_prompt(const json_t *ids, int number)
+/* Tokens of a reference prompt; *n of them, to free. */
+static int32_t *prompt(int number, int64_t *n)
 {
-    int64_t n = (int64_t)json_array_size(ids), vocab = 4096;
+    json_t *prompts = json_load_file(source_path("tests/golden/needle/prompts.json"), 0, NULL);
+    const json_t *ids = json_object_get(json_array_get(prompts, (size_t)number), "ids");
+    int32_t *tokens;
+
+    *n = (int64_t)json_array_size(ids);
+    CHECK(*n > 0);
+    tokens = calloc((size_t)*n + 1, sizeof *tokens);
+    for (int64_t i = 0; i < *n; i++)
+        tokens[i] = (int32_t)json_integer_value(json_array_get(ids, (size_t)i));
+    json_decref(prompts);
+    return tokens;
+}
+
+static void check_prompt(int number)
+{
+    int64_t n, vocab = 4096;
+    int32_t *tokens = prompt(number, &n), want[16], got[16];
     size_t bytes = (size_t)(n * vocab) * sizeof(float);
-    int32_t *tokens = malloc((size_t)n * sizeof *tokens), want[16], got[16];
     float *a = malloc(bytes), *b = malloc(bytes);
 
-    for (int64_t i = 0; i < n; i++)
-        tokens[i] = (int32_t)json_integer_value(json_array_get(ids, (size_t)i));
     run("cpu", 1, tokens, n, a, want);
     for (int deterministic = 0; deterministic < 2; deterministic++) {
         double all = 0, all_worst = 0, sum = 0, worst = 0;
@@ -102,12 +117,8 @@ static void check_prompt(const json_t *ids, int number)
 
 static void test_prompts(void)
 {
-    json_t *prompts = json_load_file(source_path("tests/golden/needle/prompts.json"), 0, NULL);
-
-    CHECK(prompts && json_array_size(prompts) == 4);
     for (int i = 0; i < 4; i++)
-        check_prompt(json_object_get(json_array_get(prompts, (size_t)i), "ids"), i);
-    json_decref(prompts);
+        check_prompt(i);
 }
 
 /* The same bits in any blocks. */
@@ -137,60 +148,116 @@ static void test_same_bits(void)
     CHECK_SAME_BITS(logits[0], logits[1], sizeof logits[0]);
 }
 
-/* Sessions that decode together and alone, in this order: some steps of each are recorded ones. */
-static void decode_sessions(float *logits, int deterministic, int together)
+/*
+ * Sessions that decode together and alone, in this order: some steps of each are recorded ones.
+ * They are more than the rows that every product takes one by one, in beginnings of a prompt.
+ */
+enum { SESSIONS = 20, STEPS = 4, VOCAB = 4096 };
+
+static void decode_sessions(const int32_t *tokens, float *logits, int deterministic, int together)
 {
-    enum { N = 6, STEPS = 4, VOCAB = 4096 };
     lh_engine *e = NULL;
-    lh_session *s[N];
-    lh_step_item items[N];
-    int32_t tokens[200];
+    lh_session *s[SESSIONS];
+    lh_step_item items[SESSIONS];
 
     CHECK_OK(lh_engine_open(&e, &(lh_engine_opts){.model_dir = source_path("models/needle"),
                                                   .backend = "cuda",
                                                   .n_threads = 1,
                                                   .context_tokens = 200,
-                                                  .max_sessions = N,
+                                                  .max_sessions = SESSIONS,
                                                   .deterministic = deterministic}));
     if (!e)
         return;
-    for (int i = 0; i < 200; i++)
-        tokens[i] = (i * 37 + 11) % 3840;
-    for (int i = 0; i < N; i++) {
+    for (int i = 0; i < SESSIONS; i++) {
         s[i] = open_session(e);
-        CHECK_OK(lh_step(e, &(lh_step_item){s[i], tokens + i, 10 + 30 * i, 0, NULL}, 1));
+        CHECK_OK(lh_step(e, &(lh_step_item){s[i], tokens, 10 + 9 * i, 0, NULL}, 1));
     }
     for (int n = 0; n < STEPS; n++) {
-        for (int i = 0; i < N; i++) {
-            items[i] =
-                (lh_step_item){s[i], &tokens[n + i], 1, 1, logits + ((int64_t)n * N + i) * VOCAB};
+        for (int i = 0; i < SESSIONS; i++) {
+            items[i] = (lh_step_item){s[i], &tokens[10 + 9 * i + n], 1, 1,
+                                      logits + ((int64_t)n * SESSIONS + i) * VOCAB};
             if (!together)
                 CHECK_OK(lh_step(e, &items[i], 1));
         }
         if (together)
-            CHECK_OK(lh_step(e, items, N));
+            CHECK_OK(lh_step(e, items, SESSIONS));
     }
-    for (int i = 0; i < N; i++)
+    for (int i = 0; i < SESSIONS; i++)
         lh_session_destroy(s[i]);
     lh_engine_close(e);
 }
 
 static void test_batch(void)
 {
-    enum { ROWS = 24, VOCAB = 4096 };
+    enum { ROWS = SESSIONS * STEPS };
     float *alone = calloc(ROWS * VOCAB, sizeof *alone), *both = calloc(ROWS * VOCAB, sizeof *both);
+    int64_t n;
+    int32_t *tokens = prompt(0, &n);
     double kl = 0;
 
-    decode_sessions(alone, 1, 0);
-    decode_sessions(both, 1, 1);
+    CHECK(n >= 200);
+    decode_sessions(tokens, alone, 1, 0);
+    decode_sessions(tokens, both, 1, 1);
     CHECK_SAME_BITS(both, alone, ROWS * VOCAB * sizeof *both);
-    decode_sessions(both, 0, 1);
+    decode_sessions(tokens, alone, 0, 0);
+    decode_sessions(tokens, both, 0, 1);
     for (int64_t i = 0; i < ROWS; i++)
         kl += divergence(alone + i * VOCAB, both + i * VOCAB, VOCAB) / ROWS;
     printf("decoding together, default mode: divergence %.2e in the mean\n", kl);
     CHECK(kl <= MEAN_OF_ALL);
     free(alone);
     free(both);
+    free(tokens);
+}
+
+/* Seconds between marks are the GPU's own, and those of phases add up to the time of a step. */
+static void test_marks(void)
+{
+    enum { BYTES = 1 << 28, N = 3000 };
+    const lh_device_ops *device = lh_kernels_cuda()->device;
+    lh_stream *s = NULL;
+    void *p = NULL;
+    double seconds = 0;
+    int yes = 0;
+
+    CHECK_OK(device->open(&s, 0, 1, 0));
+    CHECK_OK(device->alloc(s, &p, BYTES, "marks"));
+    CHECK_OK(device->mark(s, 0));
+    CHECK_OK(device->zero(s, p, BYTES));
+    CHECK_OK(device->mark(s, LH_MARKS - 1));
+    CHECK_OK(device->between(s, 0, LH_MARKS - 1, &seconds));
+    CHECK(seconds > BYTES / 20e12); /* no memory writes 20 TB/s */
+    CHECK_OK(device->passed(s, LH_MARKS - 1, &yes));
+    CHECK_EQ(yes, 1);
+    device->release(s, p);
+    device->close(s);
+
+    int32_t tokens[N] = {0};
+    lh_phase phases[32];
+    double sum = 0;
+    int n = 0;
+    lh_engine *e = open_on("cuda", 0, N + 1);
+    if (!e)
+        return;
+    lh_session *session = open_session(e);
+    for (int i = 0; i < 4; i++) { /* the ring of marks comes round */
+        CHECK_OK(lh_session_reset(session));
+        CHECK_OK(lh_step(e, &(lh_step_item){session, tokens, N, 0, NULL}, 1));
+    }
+    lh_engine_phases_reset(e);
+    double start = lh_log_seconds();
+    for (int i = 0; i < 4; i++) {
+        CHECK_OK(lh_session_reset(session));
+        CHECK_OK(lh_step(e, &(lh_step_item){session, tokens, N, 0, NULL}, 1));
+    }
+    double wall = lh_log_seconds() - start;
+    CHECK_OK(lh_engine_phases(e, phases, 32, &n));
+    for (int i = 0; i < n; i++)
+        sum += phases[i].mean_s;
+    printf("phases %.4f of %.4f s\n", sum, wall);
+    CHECK(sum > 0.5 * wall && sum < 1.05 * wall);
+    lh_session_destroy(session);
+    lh_engine_close(e);
 }
 
 int main(int argc, char **argv)
@@ -201,5 +268,6 @@ int main(int argc, char **argv)
     RUN(test_prompts);
     RUN(test_same_bits);
     RUN(test_batch);
+    RUN(test_marks);
     return check_done();
 }

@@ -38,6 +38,7 @@ struct lh_stream {
     cudaEvent_t stage_free[2]; /* the halves of the ring: recorded when the last use was queued */
     char *load_host[2];        /* pinned, LH_CUDA_LOAD_BYTES each: what is under way from a map */
     cudaEvent_t load_free[2];
+    cudaEvent_t marks[LH_MARKS]; /* made at first use */
 };
 
 /* LH_OK, or LH_ERR_CUDA with the call's name and CUDA's text. */

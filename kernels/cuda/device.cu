@@ -154,6 +154,9 @@ static void cuda_close(lh_stream *s)
             (void)cudaEventDestroy(s->load_free[i]);
         (void)cudaFreeHost(s->load_host[i]);
     }
+    for (int i = 0; i < LH_MARKS; i++)
+        if (s->marks[i])
+            (void)cudaEventDestroy(s->marks[i]);
     (void)cudaFree(s->blas_work);
     (void)cudaFree(s->stage_device);
     (void)cudaFreeHost(s->stage_host);
@@ -189,6 +192,25 @@ static void cuda_release(lh_stream *s, void *p)
 {
     (void)s;
     if (p && cudaFree(p) != cudaSuccess) /* waits for the work that may use it */
+        (void)cudaGetLastError();
+}
+
+static lh_status cuda_alloc_host(lh_stream *s, void **out, size_t bytes, const char *what)
+{
+    void *p = NULL;
+
+    (void)s;
+    *out = NULL;
+    LH_TRY(lh_cuda_status(cudaMallocHost(&p, bytes > 0 ? bytes : 1), what));
+    memset(p, 0, bytes);
+    *out = p;
+    return LH_OK;
+}
+
+static void cuda_release_host(lh_stream *s, void *p)
+{
+    (void)s;
+    if (p && cudaFreeHost(p) != cudaSuccess)
         (void)cudaGetLastError();
 }
 
@@ -348,6 +370,31 @@ static lh_status cuda_load(lh_stream *s, void *device, const void *host, size_t 
     return LH_OK;
 }
 
+static lh_status cuda_mark(lh_stream *s, int i)
+{
+    if (!s->marks[i])
+        LH_CUDA_TRY(cudaEventCreate(&s->marks[i]));
+    return lh_cuda_status(cudaEventRecord(s->marks[i], s->stream), "mark");
+}
+
+static lh_status cuda_passed(lh_stream *s, int i, int *yes)
+{
+    cudaError_t e = cudaEventQuery(s->marks[i]);
+
+    *yes = e == cudaSuccess;
+    return e == cudaErrorNotReady ? LH_OK : lh_cuda_status(e, "the GPU's work up to a mark");
+}
+
+static lh_status cuda_between(lh_stream *s, int i, int j, double *seconds)
+{
+    float ms = 0;
+
+    LH_CUDA_TRY(cudaEventSynchronize(s->marks[j]));
+    LH_CUDA_TRY(cudaEventElapsedTime(&ms, s->marks[i], s->marks[j]));
+    *seconds = 1e-3 * (double)ms;
+    return LH_OK;
+}
+
 static lh_status cuda_record_begin(lh_stream *s)
 {
     LH_CUDA_TRY(cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeThreadLocal));
@@ -390,6 +437,8 @@ const lh_device_ops lh_device_cuda = {
     .close = cuda_close,
     .alloc = cuda_alloc,
     .release = cuda_release,
+    .alloc_host = cuda_alloc_host,
+    .release_host = cuda_release_host,
     .available = cuda_available,
     .upload = cuda_upload,
     .download = cuda_download,
@@ -398,6 +447,9 @@ const lh_device_ops lh_device_cuda = {
     .zero = cuda_zero,
     .load = cuda_load,
     .sync = cuda_sync,
+    .mark = cuda_mark,
+    .passed = cuda_passed,
+    .between = cuda_between,
     .record_begin = cuda_record_begin,
     .record_end = cuda_record_end,
     .replay = cuda_replay,
