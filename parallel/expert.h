@@ -40,7 +40,10 @@ void lh_expert_destroy(lh_expert *e); /* accepts NULL */
 size_t lh_expert_bytes(int64_t max_rows, int64_t max_block, int n_experts, int top_k, int rank,
                        int size);
 
-/* What came of the last plan. Owned by the lh_expert, valid until its next plan; all host memory.
+/*
+ * What came of the last plan. Owned by the lh_expert, valid until its next plan; all host memory.
+ * On one rank the copies are the rows in their order, and source counts up from 0: nothing need
+ * travel.
  */
 typedef struct lh_expert_plan {
     int64_t n_rows;     /* rows that this rank brought */

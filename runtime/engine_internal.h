@@ -113,6 +113,7 @@ typedef struct lh_workspace {
         float *weight;         /* [n, top_k] */
         void *shared;          /* [n, d_model] act */
         void *shared_hidden;   /* [n, 2, d_shared] act */
+        /* sent, received, back: over one rank nothing travels, and they are empty */
         void *sent;            /* copies that leave, one per (row, rank) [.., d_model] act */
         void *received;        /* copies that arrive */
         void *pair_x, *pair_y; /* (token, expert) pairs computed here */

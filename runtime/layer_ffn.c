@@ -68,6 +68,11 @@ static lh_status own_experts(lh_engine *e, const lh_layer_weights *lw, void *y, 
                                           .work = work});
 }
 
+static size_t row_bytes(const lh_engine *e)
+{
+    return (size_t)e->d.d_model * e->g.act_bytes;
+}
+
 /* y[i] = x[index[i]] with an index of the plan, which is host memory. */
 static lh_status permute(lh_engine *e, void *y, const void *x, const int32_t *index, int64_t n)
 {
@@ -77,37 +82,64 @@ static lh_status permute(lh_engine *e, void *y, const void *x, const int32_t *in
                   .y = y, .x = x, .index = e->ws.moe.index, .n_rows = n, .width = e->d.d_model});
 }
 
+/* The rows of the block from `begin` on to the ranks of their experts; *x: where the copies that
+ * the plan counts are here. On one rank the copies are the rows. */
+static lh_status dispatch(lh_engine *e, const lh_expert_plan *p, int64_t begin, const void **x)
+{
+    lh_workspace *w = &e->ws;
+    const void *rows = lh_act(e, w->h, begin * e->d.d_model);
+
+    *x = e->comm->size == 1 ? rows : w->moe.received;
+    if (e->comm->size == 1)
+        return LH_OK;
+    LH_TRY(permute(e, w->moe.sent, rows, p->send_row, p->n_sent));
+    return lh_expert_dispatch(e->expert, w->moe.sent, w->moe.received, row_bytes(e), e->s);
+}
+
+/* The experts' rows to the ranks of their tokens; *rows, *source: where they are then. On one rank
+ * they stay. */
+static lh_status collect(lh_engine *e, const lh_expert_plan *p, const void **rows,
+                         const int32_t **source)
+{
+    lh_workspace *w = &e->ws;
+
+    *rows = e->comm->size == 1 ? w->moe.pair_y : w->moe.back;
+    *source = e->comm->size == 1 ? p->back_pair : p->source;
+    if (e->comm->size == 1)
+        return LH_OK;
+    LH_TRY(permute(e, w->moe.pair_x, w->moe.pair_y, p->back_pair, p->n_pairs));
+    return lh_expert_collect(e->expert, w->moe.pair_x, w->moe.back, row_bytes(e), e->s);
+}
+
 /* Rows [begin, end) of the block: to the experts and back. */
 static lh_status exchange_round(lh_engine *e, const lh_layer_weights *lw, int l, int64_t begin,
                                 int64_t end)
 {
     lh_workspace *w = &e->ws;
-    int64_t d = e->d.d_model, k = e->d.top_k;
-    size_t row_bytes = (size_t)d * e->g.act_bytes;
+    int64_t n = end - begin, d = e->d.d_model, k = e->d.top_k;
     const lh_expert_plan *p;
+    const void *x, *rows;
+    const int32_t *source;
 
     lh_enter(e, LH_PHASE_DISPATCH, l);
-    LH_TRY(lh_expert_make_plan(e->expert, e->host.expert + begin * k, e->host.segment + begin,
-                               end - begin, &p));
-    LH_TRY(permute(e, w->moe.sent, lh_act(e, w->h, begin * d), p->send_row, p->n_sent));
-    LH_TRY(lh_expert_dispatch(e->expert, w->moe.sent, w->moe.received, row_bytes, e->s));
+    LH_TRY(
+        lh_expert_make_plan(e->expert, e->host.expert + begin * k, e->host.segment + begin, n, &p));
+    LH_TRY(dispatch(e, p, begin, &x));
     lh_enter(e, LH_PHASE_EXPERTS, l);
-    LH_TRY(permute(e, w->moe.pair_x, w->moe.received, p->pair_copy, p->n_pairs));
+    LH_TRY(permute(e, w->moe.pair_x, x, p->pair_copy, p->n_pairs));
     LH_TRY(own_experts(e, lw, w->moe.pair_y, w->moe.pair_x, p->n_pairs, p->tiles, p->net,
                        w->moe.hidden));
     lh_enter(e, LH_PHASE_COMBINE, l);
-    LH_TRY(permute(e, w->moe.pair_x, w->moe.pair_y, p->back_pair, p->n_pairs));
-    LH_TRY(lh_expert_collect(e->expert, w->moe.pair_x, w->moe.back, row_bytes, e->s));
-    LH_TRY(e->k->device->upload(e->s, w->moe.index, p->source,
-                                (size_t)((end - begin) * k) * sizeof *p->source));
+    LH_TRY(collect(e, p, &rows, &source));
+    LH_TRY(e->k->device->upload(e->s, w->moe.index, source, (size_t)(n * k) * sizeof *source));
     return e->k->combine(
         e->s,
         &(lh_combine_args){.x = lh_act(e, w->x, begin * d),
-                           .rows = w->moe.back,
+                           .rows = rows,
                            .source = w->moe.index,
                            .weight = w->moe.weight + begin * k,
                            .shared = e->d.n_shared ? lh_act(e, w->moe.shared, begin * d) : NULL,
-                           .n_rows = end - begin,
+                           .n_rows = n,
                            .d = d,
                            .top_k = (int)k});
 }
@@ -167,7 +199,6 @@ static lh_status moe_step(lh_engine *e, const lh_layer_weights *lw, int l)
 {
     lh_workspace *w = &e->ws;
     int64_t n = e->batch, d = e->d.d_model, k = e->d.top_k;
-    size_t row_bytes = (size_t)d * e->g.act_bytes;
     lh_tiles rows = {(int)n, e->host.unit_start};
     void *shared = lh_act(e, w->step.rows, n * k * d);
 
@@ -190,10 +221,10 @@ static lh_status moe_step(lh_engine *e, const lh_layer_weights *lw, int l)
     if (e->d.n_shared && l % e->comm->size == e->comm->rank)
         LH_TRY(one_network(e, lw, shared, n, e->d.d_shared, rows, 0, w->step.hidden));
     else
-        LH_TRY(e->k->device->zero(e->s, shared, (size_t)n * row_bytes));
+        LH_TRY(e->k->device->zero(e->s, shared, (size_t)n * row_bytes(e)));
     lh_enter(e, LH_PHASE_COMBINE, l);
-    LH_TRY(lh_comm_merge(e->comm, w->step.rows, (size_t)(n * (k + 1)) * row_bytes, w->step.merging,
-                         e->s));
+    LH_TRY(lh_comm_merge(e->comm, w->step.rows, (size_t)(n * (k + 1)) * row_bytes(e),
+                         w->step.merging, e->s));
     return e->k->combine(e->s, &(lh_combine_args){.x = w->x,
                                                   .rows = w->step.rows,
                                                   .source = w->slots,

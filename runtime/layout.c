@@ -220,11 +220,13 @@ size_t lh_communication_layout(lh_workspace *w, void *base, const lh_geometry *g
         return 0;
     int64_t round = g->round_rows * g->size, own = lh_range_size(g->experts);
     int64_t pairs = round * lh_min64(d->top_k, own);
-    w->moe.sent = take(&c, g->round_rows * lh_min64(d->top_k, g->size), d->d_model, g->act_bytes);
-    w->moe.received = take(&c, own ? round : 0, d->d_model, g->act_bytes);
+    int travel = g->size > 1;
+    w->moe.sent =
+        take(&c, travel * g->round_rows * lh_min64(d->top_k, g->size), d->d_model, g->act_bytes);
+    w->moe.received = take(&c, travel && own ? round : 0, d->d_model, g->act_bytes);
     w->moe.pair_x = take(&c, pairs, d->d_model, g->act_bytes);
     w->moe.pair_y = take(&c, pairs, d->d_model, g->act_bytes);
-    w->moe.back = take(&c, g->round_rows, d->top_k * d->d_model, g->act_bytes);
+    w->moe.back = take(&c, travel * g->round_rows, d->top_k * d->d_model, g->act_bytes);
     w->moe.index = take(&c, lh_max64(pairs, g->round_rows * d->top_k), 1, sizeof(int32_t));
     return c.used;
 }

@@ -280,7 +280,7 @@ memory()
     fails 71 'no context would fit' generate --prompt x --memory 1m
     counts=1 fails 71 '(free memory)' "${huge[@]}"
     counts=3 fails 71 'rank 0 and 2 others on' "${huge[@]}"
-    gives '"largest_context": 512' 1 plan --json - --backend cpu --context 512 --memory 60m --threads 2
+    gives '"largest_context": 512' 1 plan --json - --backend cpu --context 512 --memory 48m --threads 2
     gives 'largest context that would fit is 1,048,576 tokens' 1 plan --backend cpu --memory 100g
 }
 

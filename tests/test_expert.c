@@ -180,6 +180,13 @@ static void run_block(lh_expert *e, const block *b)
     if (!p)
         return;
     CHECK_EQ(p->n_rows, mine.n);
+    if (comm->size == 1) {
+        CHECK_EQ(p->n_sent, mine.n);
+        for (int64_t i = 0; i < mine.n; i++)
+            CHECK_EQ(p->send_row[i], i);
+        for (int64_t i = 0; i < mine.n * b->top_k; i++)
+            CHECK_EQ(p->source[i], i);
+    }
     for (int64_t i = 0; i < p->n_sent; i++)
         token_row(send[i], mine.token[p->send_row[i]]);
     CHECK_OK(lh_expert_dispatch(e, send, copies, sizeof(row), NULL));
