@@ -1,27 +1,29 @@
 #include "parallel/expert.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/mem.h"
 #include "parallel/shard.h"
 
-/* What travels ahead of each copy of a row: its segment and how many of its experts live there. */
-typedef struct head {
-    int64_t segment, n_pairs;
-} head;
+/* Numbers that travel first, about what one rank sends to another. */
+enum { ROWS, COPIES, PAIRS, GROUPS, N_COUNTS };
+typedef int64_t counts[N_COUNTS];
 
-/* Counts that travel first. */
-typedef struct counts {
-    int64_t n_copies, n_pairs, n_rows;
-} counts;
+/* A copy and a pair where they lie. */
+typedef struct place {
+    int32_t copy, pair;
+} place;
 
 /*
- * Received copies of one segment, neighbours in the order of arrival because a segment lives on one
- * rank and rows come in order; and the pairs that belong to them.
+ * The copies of one segment that one rank sends to another: neighbours, because rows come in order;
+ * and the pairs that belong to them. A rank sends a group for each of its segments to every rank,
+ * even if it has no copies. `begin` is counted where the group lies.
  */
 typedef struct group {
     int64_t segment;
-    int32_t copy, n_copies, pair, n_pairs;
+    place begin;
+    int32_t n_copies, n_pairs;
 } group;
 
 struct lh_expert {
@@ -31,16 +33,17 @@ struct lh_expert {
     lh_range own; /* this rank's experts */
     lh_expert_plan plan;
 
-    int32_t *owner, *local;          /* [n_experts] its rank, and its number there */
+    int32_t *owner;                  /* [n_experts] its rank */
+    int32_t *first;                  /* [size + 1] each rank's first expert */
     counts *to, *from;               /* [size] what goes to and comes from each rank */
     size_t *send_bytes, *recv_bytes; /* [size] of the exchange under way */
-    int64_t *next_copy, *next_pair;  /* [size] cursors into what is sent */
+    place *next;                     /* [size] cursors into what is sent */
+    group *send_group;               /* [size, segments here] */
     int32_t *send_row, *source;      /* the plan's arrays */
-    head *send_head, *recv_head;     /* of each copy */
-    int32_t *send_expert;  /* [max_rows * top_k] local to the receiver, in sending order */
-    int32_t *recv_expert;  /* of each arriving pair */
-    group *groups, *spare; /* [max_block] */
-    int32_t *at, *tile_at, *in_group;     /* [own experts] cursors of the grouping */
+    /* Of each pair: twice the expert's number at the receiver, plus 1 if it begins a copy. */
+    uint32_t *send_expert, *recv_expert;
+    group *groups, *spare;                /* [max_block] what arrives */
+    int32_t *at, *tile_at, *before;       /* [own experts] cursors of the grouping */
     int32_t *pair_copy, *back_pair, *net; /* the plan's arrays */
     int64_t *tile_start;
 };
@@ -62,24 +65,22 @@ static size_t layout(lh_expert **out, void *base, int64_t max_rows, int64_t max_
     e = *out ? *out : &measured;
     e->own = own;
     e->owner = lh_carve_take(&c, (size_t)n_experts, sizeof *e->owner, 64);
-    e->local = lh_carve_take(&c, (size_t)n_experts, sizeof *e->local, 64);
+    e->first = lh_carve_take(&c, n_ranks + 1, sizeof *e->first, 64);
     e->to = lh_carve_take(&c, n_ranks, sizeof *e->to, 64);
     e->from = lh_carve_take(&c, n_ranks, sizeof *e->from, 64);
     e->send_bytes = lh_carve_take(&c, n_ranks, sizeof *e->send_bytes, 64);
     e->recv_bytes = lh_carve_take(&c, n_ranks, sizeof *e->recv_bytes, 64);
-    e->next_copy = lh_carve_take(&c, n_ranks, sizeof *e->next_copy, 64);
-    e->next_pair = lh_carve_take(&c, n_ranks, sizeof *e->next_pair, 64);
+    e->next = lh_carve_take(&c, n_ranks, sizeof *e->next, 64);
     e->send_row = lh_carve_take(&c, sent, sizeof *e->send_row, 64);
-    e->send_head = lh_carve_take(&c, sent, sizeof *e->send_head, 64);
+    e->send_group = lh_carve_take(&c, rows, n_ranks * sizeof *e->send_group, 64);
     e->send_expert = lh_carve_take(&c, rows * k, sizeof *e->send_expert, 64);
     e->source = lh_carve_take(&c, rows * k, sizeof *e->source, 64);
-    e->recv_head = lh_carve_take(&c, block, sizeof *e->recv_head, 64);
     e->recv_expert = lh_carve_take(&c, pairs, sizeof *e->recv_expert, 64);
     e->groups = lh_carve_take(&c, block, sizeof *e->groups, 64);
     e->spare = lh_carve_take(&c, block, sizeof *e->spare, 64);
     e->at = lh_carve_take(&c, n_here, sizeof *e->at, 64);
     e->tile_at = lh_carve_take(&c, n_here, sizeof *e->tile_at, 64);
-    e->in_group = lh_carve_take(&c, n_here, sizeof *e->in_group, 64);
+    e->before = lh_carve_take(&c, n_here, sizeof *e->before, 64);
     e->pair_copy = lh_carve_take(&c, pairs, sizeof *e->pair_copy, 64);
     e->back_pair = lh_carve_take(&c, pairs, sizeof *e->back_pair, 64);
     e->net = lh_carve_take(&c, pairs, sizeof *e->net, 64);
@@ -129,10 +130,10 @@ lh_status lh_expert_create(lh_expert **out, int64_t max_rows, int64_t max_block,
     e->max_block = max_block;
     e->n_experts = n_experts;
     e->top_k = top_k;
-    for (int i = 0; i < n_experts; i++) {
+    for (int r = 0; r <= c->size; r++)
+        e->first[r] = r < c->size ? (int32_t)lh_split(n_experts, r, c->size).begin : n_experts;
+    for (int i = 0; i < n_experts; i++)
         e->owner[i] = lh_split_owner(n_experts, i, c->size);
-        e->local[i] = i - (int32_t)lh_split(n_experts, e->owner[i], c->size).begin;
-    }
     *out = e;
     return LH_OK;
 }
@@ -142,76 +143,113 @@ void lh_expert_destroy(lh_expert *e)
     free(e);
 }
 
-static lh_status check_routing(const lh_expert *e, const int32_t *expert, const int64_t *segment,
-                               int64_t n_rows)
+/* Where in a row of k rising experts, after slot j, those below `bound` end. */
+static inline int end_below(const int32_t *row, int j, int k, int32_t bound)
 {
+    if (row[k - 1] < bound)
+        return k;
+    do
+        j++;
+    while (row[j] < bound);
+    return j;
+}
+
+/* Checks a block, and counts what goes to each rank. */
+static lh_status count_sent(lh_expert *e, const int32_t *expert, const int64_t *segment,
+                            int64_t n_rows)
+{
+    int64_t n_segments = 0;
+    int k = e->top_k, n_experts = e->n_experts;
+
     LH_REQUIRE(n_rows >= 0 && n_rows <= e->max_rows, LH_ERR_INVALID,
                "%lld rows to dispatch, room for %lld", (long long)n_rows, (long long)e->max_rows);
+    memset(e->to, 0, (size_t)e->comm->size * sizeof *e->to);
     for (int64_t t = 0; t < n_rows; t++) {
-        const int32_t *row = expert + t * e->top_k;
+        const int32_t *row = expert + t * k;
         LH_REQUIRE(t == 0 || segment[t] >= segment[t - 1], LH_ERR_INVALID,
                    "row %lld is of segment %lld after segment %lld", (long long)t,
                    (long long)segment[t], (long long)segment[t - 1]);
-        for (int j = 0; j < e->top_k; j++)
-            LH_REQUIRE(row[j] >= 0 && row[j] < e->n_experts && (j == 0 || row[j] > row[j - 1]),
-                       LH_ERR_INVALID,
-                       "row %lld: expert %d in slot %d, expected rising numbers below %d",
-                       (long long)t, row[j], j, e->n_experts);
+        n_segments += t == 0 || segment[t] != segment[t - 1];
+        int j = 0, end;
+        for (int32_t last = -1; j < k && row[j] > last && row[j] < n_experts; j++)
+            last = row[j];
+        LH_REQUIRE(j == k, LH_ERR_INVALID,
+                   "row %lld: expert %d in slot %d, expected rising numbers below %d", (long long)t,
+                   row[j], j, n_experts);
+        for (j = 0; j < k; j = end) {
+            int r = e->owner[row[j]];
+            end = end_below(row, j, k, e->first[r + 1]);
+            e->to[r][COPIES]++;
+            e->to[r][PAIRS] += end - j;
+        }
+    }
+    e->plan.n_rows = n_rows;
+    e->plan.n_sent = 0;
+    for (int r = 0; r < e->comm->size; r++) {
+        e->to[r][ROWS] = n_rows;
+        e->to[r][GROUPS] = n_segments;
+        e->plan.n_sent += e->to[r][COPIES];
     }
     return LH_OK;
 }
 
-/* How many copies and pairs go to each rank. Experts rise in a row, so owners do not fall. */
-static void count_sent(lh_expert *e, const int32_t *expert, int64_t n_rows)
+/* Outputs come back in the order of send_expert, so a pair's place in it is its source. */
+static inline void pack_row(lh_expert *e, const int32_t *expert, int64_t t)
 {
-    int64_t copy = 0, pair = 0;
+    int k = e->top_k;
+    const int32_t *row = expert + t * k;
+    int32_t *source = e->source + t * k;
 
-    for (int r = 0; r < e->comm->size; r++)
-        e->to[r] = (counts){.n_rows = n_rows};
-    for (int64_t t = 0; t < n_rows; t++)
-        for (int j = 0, last = -1; j < e->top_k; j++) {
-            int r = e->owner[expert[t * e->top_k + j]];
-            e->to[r].n_copies += r != last;
-            e->to[r].n_pairs++;
-            last = r;
+    for (int j = 0, end; j < k; j = end) {
+        int r = e->owner[row[j]];
+        int32_t first = e->first[r], pair = e->next[r].pair;
+        uint32_t *said = e->send_expert + pair;
+        end = end_below(row, j, k, e->first[r + 1]);
+        e->send_row[e->next[r].copy++] = (int32_t)t;
+        e->next[r].pair += end - j;
+        source[j] = pair++;
+        *said++ = (uint32_t)(row[j] - first) << 1 | 1;
+        for (int i = j + 1; i < end; i++) {
+            source[i] = pair++;
+            *said++ = (uint32_t)(row[i] - first) << 1;
         }
-    for (int r = 0; r < e->comm->size; r++) {
-        e->next_copy[r] = copy;
-        e->next_pair[r] = pair;
-        copy += e->to[r].n_copies;
-        pair += e->to[r].n_pairs;
     }
-    e->plan.n_rows = n_rows;
-    e->plan.n_sent = copy;
 }
 
-/* Packs by destination what is said about each copy. Outputs come back in the order of
- * send_expert, so a pair's place in it is its source. */
+/* Packs by destination what is said about each copy, segment by segment. */
 static void pack_sent(lh_expert *e, const int32_t *expert, const int64_t *segment)
 {
-    for (int64_t t = 0; t < e->plan.n_rows; t++)
-        for (int j = 0, last = -1; j < e->top_k; j++) {
-            int64_t i = t * e->top_k + j;
-            int r = e->owner[expert[i]];
-            if (r != last) {
-                int64_t copy = e->next_copy[r]++;
-                e->send_row[copy] = (int32_t)t;
-                e->send_head[copy] = (head){.segment = segment[t]};
-                last = r;
-            }
-            e->send_head[e->next_copy[r] - 1].n_pairs++;
-            e->source[i] = (int32_t)e->next_pair[r];
-            e->send_expert[e->next_pair[r]++] = e->local[expert[i]];
+    int size = e->comm->size;
+    int64_t n_segments = e->to[0][GROUPS], t = 0;
+
+    e->next[0] = (place){0};
+    for (int r = 1; r < size; r++) {
+        e->next[r].copy = e->next[r - 1].copy + (int32_t)e->to[r - 1][COPIES];
+        e->next[r].pair = e->next[r - 1].pair + (int32_t)e->to[r - 1][PAIRS];
+    }
+    for (int64_t i = 0; i < n_segments; i++) {
+        group *groups = e->send_group + i; /* to each rank: every n_segments-th */
+        int64_t of = segment[t];
+        for (int r = 0; r < size; r++)
+            groups[r * n_segments] = (group){.segment = of, .begin = e->next[r]};
+        do
+            pack_row(e, expert, t++);
+        while (t < e->plan.n_rows && segment[t] == of);
+        for (int r = 0; r < size; r++) {
+            group *g = &groups[r * n_segments];
+            g->n_copies = e->next[r].copy - g->begin.copy;
+            g->n_pairs = e->next[r].pair - g->begin.pair;
         }
+    }
 }
 
-/* One item of `bytes` per copy, or per pair: out[r] of them to each rank, in[r] from it. */
+/* Items of `bytes` each: out[r][what] of them to each rank, in[r][what] from it. */
 static lh_status exchange(lh_expert *e, lh_comm *c, const void *send, const counts *out, void *recv,
-                          const counts *in, int per_pair, size_t bytes, lh_stream *s)
+                          const counts *in, int what, size_t bytes, lh_stream *s)
 {
     for (int r = 0; r < c->size; r++) {
-        e->send_bytes[r] = (size_t)(per_pair ? out[r].n_pairs : out[r].n_copies) * bytes;
-        e->recv_bytes[r] = (size_t)(per_pair ? in[r].n_pairs : in[r].n_copies) * bytes;
+        e->send_bytes[r] = (size_t)out[r][what] * bytes;
+        e->recv_bytes[r] = (size_t)in[r][what] * bytes;
     }
     return lh_comm_alltoallv(c, send, e->send_bytes, recv, e->recv_bytes, s);
 }
@@ -228,47 +266,61 @@ static lh_status exchange_counts(lh_expert *e)
     p->n_received = 0;
     p->n_pairs = 0;
     for (int r = 0; r < e->comm->size; r++) {
-        const counts *f = &e->from[r];
-        LH_REQUIRE(f->n_rows >= 0 && f->n_rows <= e->max_block - block, LH_ERR_INVALID,
-                   "a block of %lld rows or more, room for %lld", (long long)(block + f->n_rows),
+        const int64_t *f = e->from[r];
+        LH_REQUIRE(f[ROWS] >= 0 && f[ROWS] <= e->max_block - block, LH_ERR_INVALID,
+                   "a block of %lld rows or more, room for %lld", (long long)(block + f[ROWS]),
                    (long long)e->max_block);
-        LH_REQUIRE(f->n_copies >= 0 && f->n_copies <= f->n_rows && f->n_pairs >= f->n_copies &&
-                       f->n_pairs <= f->n_copies * lh_min64(e->top_k, here),
-                   LH_ERR_DISAGREE, "rank %d sends %lld rows for %lld pairs to %lld experts", r,
-                   (long long)f->n_copies, (long long)f->n_pairs, (long long)here);
-        block += f->n_rows;
-        p->n_received += f->n_copies;
-        p->n_pairs += f->n_pairs;
+        LH_REQUIRE(f[COPIES] >= 0 && f[COPIES] <= f[ROWS] && f[PAIRS] >= f[COPIES] &&
+                       f[PAIRS] <= f[COPIES] * lh_min64(e->top_k, here) && f[GROUPS] >= 0 &&
+                       f[GROUPS] <= f[ROWS],
+                   LH_ERR_DISAGREE,
+                   "rank %d sends %lld rows of %lld segments for %lld pairs to %lld experts", r,
+                   (long long)f[COPIES], (long long)f[GROUPS], (long long)f[PAIRS],
+                   (long long)here);
+        block += f[ROWS];
+        p->n_received += f[COPIES];
+        p->n_pairs += f[PAIRS];
     }
     return LH_OK;
 }
 
-/* Cuts what has arrived into groups; returns how many, or -1 if it contradicts the counts. */
-static int64_t find_groups(lh_expert *e)
+/* Whether a group's pairs name experts of this rank and begin as many copies as it says. */
+static int pairs_agree(const lh_expert *e, const group *g)
 {
-    int64_t n = 0, copy = 0, pair = 0, end_of_rank = 0;
+    const uint32_t *said = e->recv_expert + g->begin.pair;
+    uint32_t n_copies = 0, here = (uint32_t)(e->own.end - e->own.begin);
+    int outside = 0;
+
+    for (int32_t i = 0; i < g->n_pairs; i++) {
+        n_copies += said[i] & 1;
+        outside |= said[i] >> 1 >= here;
+    }
+    return !outside && n_copies == (uint32_t)g->n_copies && (g->n_pairs == 0 || said[0] & 1);
+}
+
+/* Places the groups that have arrived; returns how many, or -1 if they contradict the counts. */
+static int64_t place_groups(lh_expert *e)
+{
+    int64_t copy = 0, pair = 0, copy_end = 0, pair_end = 0;
+    group *g = e->groups;
 
     for (int r = 0; r < e->comm->size; r++) {
-        int64_t first = copy, end = copy + e->from[r].n_copies;
-        for (; copy < end; copy++) {
-            const head *h = &e->recv_head[copy];
-            if (h->n_pairs < 1 || h->n_pairs > e->top_k)
+        copy_end += e->from[r][COPIES];
+        pair_end += e->from[r][PAIRS];
+        for (int64_t i = 0; i < e->from[r][GROUPS]; i++, g++) {
+            if (g->n_copies < 0 || g->n_copies > copy_end - copy || g->n_pairs < g->n_copies ||
+                g->n_pairs > pair_end - pair)
                 return -1;
-            if (copy == first || h->segment != e->groups[n - 1].segment)
-                e->groups[n++] =
-                    (group){.segment = h->segment, .copy = (int32_t)copy, .pair = (int32_t)pair};
-            e->groups[n - 1].n_copies++;
-            e->groups[n - 1].n_pairs += (int32_t)h->n_pairs;
-            pair += h->n_pairs;
+            g->begin = (place){.copy = (int32_t)copy, .pair = (int32_t)pair};
+            if (r != e->comm->rank && !pairs_agree(e, g))
+                return -1;
+            copy += g->n_copies;
+            pair += g->n_pairs;
         }
-        end_of_rank += e->from[r].n_pairs;
-        if (pair != end_of_rank)
+        if (copy != copy_end || pair != pair_end)
             return -1;
     }
-    for (int64_t i = 0; i < pair; i++)
-        if (e->recv_expert[i] < 0 || e->recv_expert[i] >= e->own.end - e->own.begin)
-            return -1;
-    return n;
+    return g - e->groups;
 }
 
 /* By segment, in linear time: a counting sort for each byte in which segments differ. */
@@ -296,28 +348,27 @@ static void sort_groups(lh_expert *e, int64_t n)
     }
 }
 
-/* Where each expert's pairs and tiles begin; its number of pairs and of groups that have any. */
+/* Where each expert's pairs and tiles begin: counts them, a tile for each group with any pair. */
 static void count_tiles(lh_expert *e, int64_t n_groups)
 {
     int64_t here = e->own.end - e->own.begin;
     int32_t pair = 0, tile = 0;
 
-    for (int64_t x = 0; x < here; x++) {
-        e->at[x] = e->tile_at[x] = 0;
-        e->in_group[x] = -1;
-    }
-    for (int32_t g = 0; g < n_groups; g++)
-        for (int32_t i = e->groups[g].pair; i < e->groups[g].pair + e->groups[g].n_pairs; i++) {
-            int32_t x = e->recv_expert[i];
-            e->at[x]++;
-            e->tile_at[x] += e->in_group[x] != g;
-            e->in_group[x] = g;
+    for (int64_t x = 0; x < here; x++)
+        e->at[x] = e->tile_at[x] = e->before[x] = 0;
+    for (const group *g = e->groups; g < e->groups + n_groups; g++) {
+        const uint32_t *said = e->recv_expert + g->begin.pair;
+        for (int32_t i = 0, n = g->n_pairs; i < n; i++)
+            e->at[said[i] >> 1]++;
+        for (int64_t x = 0; x < here; x++) {
+            e->tile_at[x] += e->at[x] != e->before[x];
+            e->before[x] = e->at[x];
         }
+    }
     for (int64_t x = 0; x < here; x++) {
         int32_t n_pairs = e->at[x], n_tiles = e->tile_at[x];
-        e->at[x] = pair;
+        e->at[x] = e->before[x] = pair;
         e->tile_at[x] = tile;
-        e->in_group[x] = -1;
         pair += n_pairs;
         tile += n_tiles;
     }
@@ -328,19 +379,22 @@ static void count_tiles(lh_expert *e, int64_t n_groups)
 /* Gives every pair its place: groups rise by segment, so each expert's pairs do. */
 static void place_pairs(lh_expert *e, int64_t n_groups)
 {
-    for (int32_t g = 0; g < n_groups; g++) {
-        const group *from = &e->groups[g];
-        int32_t pair = from->pair;
-        for (int32_t copy = from->copy; copy < from->copy + from->n_copies; copy++)
-            for (int64_t j = 0; j < e->recv_head[copy].n_pairs; j++, pair++) {
-                int32_t x = e->recv_expert[pair], to = e->at[x]++;
-                if (e->in_group[x] != g) {
-                    e->tile_start[e->tile_at[x]] = to;
-                    e->net[e->tile_at[x]++] = x;
-                    e->in_group[x] = g;
-                }
-                e->pair_copy[to] = copy;
-                e->back_pair[pair] = to;
+    int64_t here = e->own.end - e->own.begin;
+
+    for (const group *g = e->groups; g < e->groups + n_groups; g++) {
+        const uint32_t *said = e->recv_expert + g->begin.pair;
+        int32_t *back_pair = e->back_pair + g->begin.pair;
+        for (int32_t i = 0, n = g->n_pairs, copy = g->begin.copy - 1; i < n; i++) {
+            int32_t to = e->at[said[i] >> 1]++;
+            copy += (int32_t)(said[i] & 1);
+            e->pair_copy[to] = copy;
+            back_pair[i] = to;
+        }
+        for (int64_t x = 0; x < here; x++)
+            if (e->at[x] != e->before[x]) {
+                e->tile_start[e->tile_at[x]] = e->before[x];
+                e->net[e->tile_at[x]++] = (int32_t)x;
+                e->before[x] = e->at[x];
             }
     }
 }
@@ -349,15 +403,15 @@ lh_status lh_expert_make_plan(lh_expert *e, const int32_t *expert, const int64_t
                               int64_t n_rows, const lh_expert_plan **out)
 {
     e->planned = 0;
-    LH_TRY(check_routing(e, expert, segment, n_rows));
-    count_sent(e, expert, n_rows);
+    LH_TRY(count_sent(e, expert, segment, n_rows));
     pack_sent(e, expert, segment);
     LH_TRY(exchange_counts(e));
-    LH_TRY(exchange(e, e->host, e->send_head, e->to, e->recv_head, e->from, 0, sizeof(head), NULL));
-    LH_TRY(exchange(e, e->host, e->send_expert, e->to, e->recv_expert, e->from, 1, sizeof(int32_t),
+    LH_TRY(exchange(e, e->host, e->send_group, e->to, e->groups, e->from, GROUPS, sizeof(group),
                     NULL));
+    LH_TRY(exchange(e, e->host, e->send_expert, e->to, e->recv_expert, e->from, PAIRS,
+                    sizeof(int32_t), NULL));
 
-    int64_t n_groups = find_groups(e);
+    int64_t n_groups = place_groups(e);
     LH_REQUIRE(n_groups >= 0, LH_ERR_DISAGREE,
                "what ranks said about their rows is not consistent");
     sort_groups(e, n_groups);
@@ -389,12 +443,12 @@ lh_status lh_expert_dispatch(lh_expert *e, const void *send, void *recv, size_t 
                              lh_stream *s)
 {
     LH_TRY(check_planned(e, row_bytes));
-    return exchange(e, e->comm, send, e->to, recv, e->from, 0, row_bytes, s);
+    return exchange(e, e->comm, send, e->to, recv, e->from, COPIES, row_bytes, s);
 }
 
 lh_status lh_expert_collect(lh_expert *e, const void *send, void *recv, size_t row_bytes,
                             lh_stream *s)
 {
     LH_TRY(check_planned(e, row_bytes));
-    return exchange(e, e->comm, send, e->from, recv, e->to, 1, row_bytes, s);
+    return exchange(e, e->comm, send, e->from, recv, e->to, PAIRS, row_bytes, s);
 }
