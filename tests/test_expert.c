@@ -284,6 +284,84 @@ static void test_bad_routings(void)
     }
 }
 
+/*
+ * What arrives while ranks plan, kept to be replayed to this rank alone: a lie of another rank is a
+ * byte changed in what came from it.
+ */
+static struct {
+    lh_comm comm;
+    lh_comm_ops ops;
+    size_t used, at, lie; /* places in bytes; lie: the one to change */
+    int keeping;
+    char bytes[1 << 16];
+    char foreign[1 << 16]; /* which bytes came from other ranks */
+} tape;
+
+static lh_status tape_alltoallv(lh_comm *c, const void *send, const size_t *send_bytes, void *recv,
+                                const size_t *recv_bytes, lh_stream *s)
+{
+    char *to = recv;
+
+    if (tape.keeping)
+        LH_TRY(lh_comm_alltoallv(comm, send, send_bytes, recv, recv_bytes, s));
+    for (int r = 0; r < c->size; r++)
+        for (size_t i = 0; i < recv_bytes[r]; i++, to++, tape.at++) {
+            LH_REQUIRE(tape.at < (tape.keeping ? sizeof tape.bytes : tape.used), LH_ERR_DISAGREE,
+                       "a rank sends less");
+            if (tape.keeping) {
+                tape.bytes[tape.at] = *to;
+                tape.foreign[tape.at] = r != c->rank;
+            } else {
+                *to = (char)(tape.bytes[tape.at] ^ (tape.at == tape.lie ? 1 << below(8) : 0));
+            }
+        }
+    return LH_OK;
+}
+
+static int all_within(const int32_t *x, int64_t n, int64_t end)
+{
+    for (int64_t i = 0; i < n; i++)
+        if (x[i] < 0 || x[i] >= end)
+            return 0;
+    return 1;
+}
+
+/* A rank that is lied to refuses, or has a plan that reads and writes within its rows. */
+static void test_lies(void)
+{
+    static block b;
+    static part mine;
+    const lh_expert_plan *p;
+    lh_expert *e = NULL;
+    int refused = 0;
+
+    tape.ops = (lh_comm_ops){.name = "tape", .alltoallv = tape_alltoallv};
+    tape.comm = (lh_comm){.ops = &tape.ops, .rank = comm->rank, .size = comm->size, .layer = -1};
+    CHECK_OK(lh_expert_create(&e, 40, 40, 8, 3, comm, &tape.comm));
+    draw_block(&b, 40, 8, 3, UNIFORM, -1);
+    take_part(&mine, &b);
+    tape.keeping = 1;
+    CHECK_OK(lh_expert_make_plan(e, mine.expert, mine.segment, mine.n, &p));
+    tape.keeping = 0;
+    tape.used = tape.at;
+    for (tape.lie = 0; tape.lie <= tape.used; tape.lie++) {
+        if (tape.lie < tape.used && !tape.foreign[tape.lie])
+            continue;
+        tape.at = 0;
+        lh_status st = lh_expert_make_plan(e, mine.expert, mine.segment, mine.n, &p);
+        CHECK(st == LH_OK ||
+              (tape.lie < tape.used && (st == LH_ERR_DISAGREE || st == LH_ERR_INVALID)));
+        refused += st != LH_OK;
+        if (st == LH_OK)
+            CHECK(p->tiles.start[p->tiles.n] == p->n_pairs &&
+                  all_within(p->pair_copy, p->n_pairs, p->n_received) &&
+                  all_within(p->back_pair, p->n_pairs, p->n_pairs) &&
+                  all_within(p->net, p->tiles.n, 8));
+    }
+    CHECK((refused > 0) == (comm->size > 1));
+    lh_expert_destroy(e);
+}
+
 static void test_create(void)
 {
     lh_expert *e = NULL;
@@ -310,6 +388,7 @@ int main(int argc, char **argv)
     RUN(test_top_k);
     RUN(test_no_tokens);
     RUN(test_bad_routings);
+    RUN(test_lies);
     RUN(test_create);
     lh_comm_destroy(comm);
     lh_comm_mpi_finalize();
