@@ -1,22 +1,10 @@
 /*
  * linear, router and ffn: right against the float64 reference, and the same bits whatever else is
  * in the call and however many threads share it.
- *
- * Tolerances are relative to the largest result. A sum of n products of random sign is off by about
- * sqrt(n) / 2 roundings (2^-24 each, more on a GPU: tests/kernel_data.h); the largest of many
- * results is some times the typical one.
  */
 #include "tests/kernel_data.h"
+#include "tests/product_tolerance.h"
 #include "tests/reference/reference.h"
-
-#define EPS 0x1p-24
-/* Over a million sums and ten seeds the worst was 1.04 of (4 + sqrt n) EPS: half as much again. */
-#define SUM(n_in) (1.5 * (4 + sqrt((double)(n_in))) * EPS)
-#define TOL_PRODUCT(n_in) act_tol(SUM(n_in))
-/* two products in a row, with the sigmoid's 4 roundings between them; what is between them may be
- * rounded to activations */
-#define TOL_FFN(d, d_hidden)                                                                       \
-    (act_tol(SUM(d) + SUM(d_hidden) + 8 * EPS) + 3 * backend_tolerances().rounding)
 
 #define MAX_TILES 12
 typedef struct shape {
@@ -440,60 +428,6 @@ static void check_ffn_bits(ffn_problem *p)
     reopen(2);
 }
 
-/* Tokens whose experts are 5, 6, 7 here and others elsewhere: rows of the first, zeros for the
- * rest. */
-static void check_moe_step(int64_t n_seq, int64_t d, int64_t h)
-{
-    enum { K = 4, FIRST = 5, OWN = 3, ALL = 12 };
-    const lh_bf16 *w[3][OWN], *dw[3][OWN];
-    int32_t expert[8 * K];
-    int64_t size = n_seq * K * d;
-    float *x = act_random(n_seq * d, 2);
-    double *want = data_host(size, sizeof *want);
-
-    for (int m = 0; m < 3; m++)
-        for (int net = 0; net < OWN; net++) {
-            w[m][net] = bf16_random(d * h, 1 / sqrt((double)(m < 2 ? d : h)));
-            dw[m][net] = data_device(w[m][net], d * h, 2);
-        }
-    for (int64_t t = 0; t < n_seq; t++)
-        for (int64_t j = 0, e = 0; j < K; j++, e++) {
-            e += (int64_t)(check_random() %
-                           (uint64_t)(ALL - K + j + 1 - e)); /* rising, room for the rest */
-            expert[t * K + j] = (int32_t)e;
-            if (e >= FIRST && e < FIRST + OWN)
-                ref_ffn(want + (t * K + j) * d, x + t * d, w[0][e - FIRST], w[1][e - FIRST],
-                        w[2][e - FIRST], 1, d, h);
-        }
-    lh_moe_step_args a = {.x = act_device(x, n_seq * d),
-                          .expert = data_device(expert, n_seq * K, 4),
-                          .w_gate = data_device(dw[0], OWN, sizeof(void *)),
-                          .w_up = data_device(dw[1], OWN, sizeof(void *)),
-                          .w_down = data_device(dw[2], OWN, sizeof(void *)),
-                          .first_expert = FIRST,
-                          .n_nets = OWN,
-                          .n_seq = n_seq,
-                          .d = d,
-                          .d_hidden = h,
-                          .top_k = K};
-    a.y = act_device(act_random(size, 1), size); /* all of it must be written */
-    a.work = act_device(data_host(n_seq * K * 2 * h, 4), n_seq * K * 2 * h);
-    CHECK_OK(kernels->moe_step(stream, &a));
-    CHECK_ACT(a.y, want, size, TOL_FFN(d, h));
-    a.n_nets = 0;
-    CHECK_OK(kernels->moe_step(stream, &a));
-    memset(want, 0, (size_t)size * sizeof *want);
-    CHECK_ACT(a.y, want, size, 0);
-    data_free();
-}
-
-static void test_moe_step(void)
-{
-    check_moe_step(1, 256, 96);
-    check_moe_step(7, 40, 24);
-    check_moe_step(3, 2304, 1024);
-}
-
 static void test_ffn(void)
 {
     static ffn_problem p;
@@ -524,7 +458,6 @@ int main(int argc, char **argv)
     RUN(test_router);
     RUN(test_router_ties);
     RUN(test_ffn);
-    RUN(test_moe_step);
     kernels->device->close(stream);
     return check_done();
 }
