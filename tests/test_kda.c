@@ -198,6 +198,20 @@ static void test_long(void)
     }
 }
 
+/* A long tile whose maps are soon forgotten, kept, and forgotten late, by head. */
+static void test_forgotten(void)
+{
+    problem p = make(on_gpu() ? 17000 : 600, 3, 64, 64);
+    for (int64_t i = 0; i < p.n * p.n_heads; i++) {
+        int head = (int)(i % p.n_heads);
+        p.beta[i] = head == 0 ? p.beta[i] : 0;
+        for (int j = 0; j < p.d_k; j++)
+            p.g[i * p.d_k + j] = head == 0 ? p.g[i * p.d_k + j] : head == 1 ? -1e-5f : -1.6e-3f;
+    }
+    check_problem(&p);
+    drop(&p);
+}
+
 /* No size of values is too large or too small, nor both in one run. */
 static void test_large_and_small_values(void)
 {
@@ -400,6 +414,7 @@ int main(int argc, char **argv)
     RUN_NEAR(test_every_length);
     RUN_NEAR(test_sizes);
     RUN_NEAR(test_long);
+    RUN_NEAR(test_forgotten);
     RUN_NEAR(test_constant_gates);
     RUN_NEAR(test_decays_after_total_one);
     RUN_NEAR(test_same_keys);

@@ -11,7 +11,7 @@
  */
 #include "kernels/cuda/kda.cuh"
 
-#define BLOCKS 4 /* of a tile and head */
+#define BLOCKS 4 /* of a tile and head: an item */
 #define CHAIN_THREADS 160
 #define LOADER 4       /* the warp that loads */
 #define STAGES 3       /* on Hopper */
@@ -294,31 +294,32 @@ static __device__ __forceinline__ void free_stage(uint64_t *empty)
         barrier_arrive(empty);
 }
 
-/* LOADER_LANES of the loader. `u_bytes` per chunk are this block's own, from column group `group`
- * on. */
+/*
+ * The loader brings in chunks [begin, end) of an item, on LOADER_LANES of its lanes. `u_bytes` per
+ * chunk are this block's own, from column group `group` on.
+ */
 template <int N_STAGES>
-static __device__ void load_images(const chain_args *a, char *stages, size_t stage_bytes,
-                                   unsigned image_bytes, uint64_t (&full)[N_STAGES],
-                                   uint64_t (&empty)[N_STAGES], int group, unsigned u_bytes)
+static __device__ void load_chunks(const chain_args *a, int item, int begin, int end, ring *r,
+                                   char *stages, size_t stage_bytes, unsigned image_bytes,
+                                   uint64_t (&full)[N_STAGES], uint64_t (&empty)[N_STAGES],
+                                   int group, unsigned u_bytes)
 {
-    int n_items = a->n_tiles * a->n_heads;
-    ring r = {0, 1};
+    const kda_image *image = a->work.image +
+                             (kda_first_slot(a->start, item / a->n_heads) + begin) * a->n_heads +
+                             item % a->n_heads;
 
-    for (int item = blockIdx.x / BLOCKS; item < n_items; item += gridDim.x / BLOCKS) {
-        int tile = item / a->n_heads, n = n_chunks(a, tile);
-        const kda_image *image =
-            a->work.image + kda_first_slot(a->start, tile) * a->n_heads + item % a->n_heads;
-        for (int i = 0; i < n; i++, image += a->n_heads) {
-            char *to = stages + r.at * stage_bytes;
-            barrier_wait(&empty[r.at], r.parity);
-            load_begin(&full[r.at], image_bytes + u_bytes);
-            load(to, image, image_bytes, &full[r.at]);
+    if (threadIdx.x % 32 < LOADER_LANES)
+        for (int i = begin; i < end; i++, image += a->n_heads) {
+            char *to = stages + r->at * stage_bytes;
+            barrier_wait(&empty[r->at], r->parity);
+            load_begin(&full[r->at], image_bytes + u_bytes);
+            load(to, image, image_bytes, &full[r->at]);
             if (u_bytes)
-                load(to + image_bytes, image->u[group], u_bytes, &full[r.at]);
-            load_end(&full[r.at]);
-            ring_next(&r, N_STAGES);
+                load(to + image_bytes, image->u[group], u_bytes, &full[r->at]);
+            load_end(&full[r->at]);
+            ring_next(r, N_STAGES);
         }
-    }
+    __syncwarp();
 }
 
 template <int N_STAGES>
@@ -444,6 +445,17 @@ static __device__ void run_outputs(finish_shared<N_STAGES> *s, const chain_args 
 }
 
 template <int N_STAGES>
+static __device__ void load_finish(finish_shared<N_STAGES> *s, const chain_args *a, int part)
+{
+    ring r = {0, 1};
+
+    for (int item = blockIdx.x / BLOCKS; item < a->n_tiles * a->n_heads; item += gridDim.x / BLOCKS)
+        load_chunks(a, item, 0, n_chunks(a, item / a->n_heads), &r, (char *)s->stage,
+                    sizeof(s->stage[0]), FINISH_BYTES, s->full, s->empty, part * 2,
+                    2 * GROUP_BYTES);
+}
+
+template <int N_STAGES>
 static __global__ void __launch_bounds__(CHAIN_THREADS, 1) finish_kernel(const chain_args a)
 {
     extern __shared__ __align__(128) char raw[];
@@ -460,30 +472,79 @@ static __global__ void __launch_bounds__(CHAIN_THREADS, 1) finish_kernel(const c
         fence_barriers();
     }
     __syncthreads(); /* the barriers */
-    if (warp == LOADER) {
-        if (threadIdx.x % 32 < LOADER_LANES)
-            load_images(&a, (char *)s->stage, sizeof(s->stage[0]), FINISH_BYTES, s->full, s->empty,
-                        part * 2, 2 * GROUP_BYTES);
-        __syncwarp();
-    } else if (warp < 2) {
+    if (warp == LOADER)
+        load_finish(s, &a, part);
+    else if (warp < 2)
         run_finish(s, &a, warp, part * 2 + warp);
-    } else {
+    else
         run_outputs(s, &a, warp - 2, part * 2 + warp - 2);
+}
+
+/*
+ * Pieces of the work on maps: half the columns of an item's map or of its addend, those of all maps
+ * first. A map forgets: its entries shrink with every token, and where all of a piece's have become
+ * nothing as operands (they began at 4, f16 ends at 2^-25) the rest of the chain would leave
+ * nothing of them. It ends there, and its block goes on to another piece; the blocks look every
+ * LOOK chunks, because all warps of one must wait for each other to agree.
+ */
+#define LOOK 128
+#define LEAST_OPERAND 0x1p-25f
+
+typedef struct piece {
+    int item, half, of_map;
+} piece;
+
+static __host__ __device__ __forceinline__ int n_pieces(const chain_args *a)
+{
+    return a->n_tiles * a->n_heads * BLOCKS;
+}
+
+static __device__ __forceinline__ piece piece_at(const chain_args *a, int i)
+{
+    int n = n_pieces(a) / 2;
+    return {i % n / 2, i % 2, i < n};
+}
+
+static __device__ __forceinline__ int is_left(const columns *s)
+{
+    int left = 0;
+
+#pragma unroll
+    for (int n = 0; n < 16; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            left |= !(fabsf(s->c[n][e]) <= LEAST_OPERAND);
+    return left;
+}
+
+template <int N_STAGES>
+static __device__ void load_maps(maps_shared<N_STAGES> *s, const chain_args *a)
+{
+    ring r = {0, 1};
+
+    for (int at = blockIdx.x; at < n_pieces(a); at += gridDim.x) {
+        piece p = piece_at(a, at);
+        int n = n_chunks(a, p.item / a->n_heads);
+        for (int i = 0; i < n; i += LOOK) {
+            load_chunks(a, p.item, i, min(n, i + LOOK), &r, (char *)s->stage, sizeof(s->stage[0]),
+                        MAPS_BYTES, s->full, s->empty, p.half * 4, p.of_map ? 0 : 4 * GROUP_BYTES);
+            if (p.of_map && i + LOOK < n && !__syncthreads_or(0))
+                break;
+        }
     }
 }
 
-/* Blocks 0 and 1 of four have the columns of add, 2 and 3 those of map. */
 template <int N_STAGES>
-static __device__ void run_maps(maps_shared<N_STAGES> *s, const chain_args *a, int warp, int part)
+static __device__ void run_maps(maps_shared<N_STAGES> *s, const chain_args *a, int warp)
 {
-    int n_items = a->n_tiles * a->n_heads, of_map = part >= 2, group = part % 2 * 4 + warp;
     ring r = {0, 0};
 
-    for (int item = blockIdx.x / BLOCKS; item < n_items; item += gridDim.x / BLOCKS) {
-        int tile = item / a->n_heads, n = n_chunks(a, tile);
-        int64_t at = (int64_t)item * KDA_D * KDA_D + group * KDA_GROUP;
+    for (int next = blockIdx.x; next < n_pieces(a); next += gridDim.x) {
+        piece p = piece_at(a, next);
+        int n = n_chunks(a, p.item / a->n_heads), group = p.half * 4 + warp;
+        int64_t at = (int64_t)p.item * KDA_D * KDA_D + group * KDA_GROUP;
         int e = kda_scale_exponent(
-            of_map ? 1.0f : __uint_as_float(a->work.v_largest[item * KDA_GROUPS + group]));
+            p.of_map ? 1.0f : __uint_as_float(a->work.v_largest[p.item * KDA_GROUPS + group]));
         float up = power_of_two(e);
         columns c;
 #pragma unroll
@@ -491,20 +552,24 @@ static __device__ void run_maps(maps_shared<N_STAGES> *s, const chain_args *a, i
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 int to = state_at(i, j) + group * KDA_GROUP;
-                c.c[i][j] = of_map && to / KDA_D == to % KDA_D ? up : 0.0f;
+                c.c[i][j] = p.of_map && to / KDA_D == to % KDA_D ? up : 0.0f;
             }
         for (int i = 0; i < n; i++) {
             const kda_image *image = (const kda_image *)s->stage[r.at].image;
             barrier_wait(&s->full[r.at], r.parity);
-            if (of_map)
+            if (p.of_map)
                 advance(&c, image, NULL, 0, NULL, 0, NULL, 0, NULL);
             else
                 advance(&c, image, s->stage[r.at].u[warp], up * image->v_scale[group], NULL, 0,
                         NULL, 0, NULL);
             free_stage(&s->empty[r.at]);
             ring_next(&r, N_STAGES);
+            if (p.of_map && (i + 1) % LOOK == 0 && i + 1 < n && !__syncthreads_or(is_left(&c))) {
+                scale(&c, 0.0f);
+                break;
+            }
         }
-        store_columns((of_map ? a->map : a->add) + at, &c, power_of_two(-e));
+        store_columns((p.of_map ? a->map : a->add) + at, &c, power_of_two(-e));
     }
 }
 
@@ -513,21 +578,17 @@ static __global__ void __launch_bounds__(CHAIN_THREADS, 1) maps_kernel(const cha
 {
     extern __shared__ __align__(128) char raw[];
     maps_shared<N_STAGES> *s = (maps_shared<N_STAGES> *)raw;
-    int warp = threadIdx.x / 32, part = blockIdx.x % BLOCKS;
+    int warp = threadIdx.x / 32;
 
     if (threadIdx.x == 0) {
         init_barriers(s->full, s->empty);
         fence_barriers();
     }
     __syncthreads(); /* the barriers */
-    if (warp == LOADER) {
-        if (threadIdx.x % 32 < LOADER_LANES)
-            load_images(&a, (char *)s->stage, sizeof(s->stage[0]), MAPS_BYTES, s->full, s->empty,
-                        part % 2 * 4, part < 2 ? 4 * GROUP_BYTES : 0);
-        __syncwarp();
-    } else {
-        run_maps(s, &a, warp, part);
-    }
+    if (warp == LOADER)
+        load_maps(s, &a);
+    else
+        run_maps(s, &a, warp);
 }
 
 /* Four blocks for each tile and head, but no more than fit at once. */
@@ -546,7 +607,8 @@ template <int N_STAGES> static lh_status launch_maps(lh_stream *s, const chain_a
             return launch_maps<N_STAGES - 1>(s, c);
     LH_TRY(kda_check_shared(s, "kda_prepare", bytes));
     LH_TRY(lh_cuda_shared((const void *)maps_kernel<N_STAGES>, bytes));
-    maps_kernel<N_STAGES><<<n_blocks(s, c), CHAIN_THREADS, bytes, s->stream>>>(*c);
+    maps_kernel<N_STAGES>
+        <<<(unsigned)min(n_pieces(c), s->n_sms), CHAIN_THREADS, bytes, s->stream>>>(*c);
     return lh_cuda_launched(s, "kda_prepare");
 }
 
