@@ -1,4 +1,5 @@
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/work.h"
 #include "kernels/kernels.h"
 
 const lh_kernels *lh_kernels_cuda(void)
@@ -18,6 +19,7 @@ const lh_kernels *lh_kernels_cuda_sizes(void)
     static const lh_device_ops device = {.name = "cuda"};
     static const lh_kernels sizes = {.name = "cuda",
                                      .act_bytes = sizeof(lh_bf16),
+                                     .mla_sections = LH_CUDA_MLA_SECTIONS,
                                      .device = &device,
                                      .kda_work_bytes = lh_cuda_kda_work_bytes,
                                      .mla_prefill_work_bytes = lh_cuda_mla_prefill_work_bytes,

@@ -26,8 +26,8 @@ lh_status lh_check_gated_norm(const lh_gated_norm_args *a);
 lh_status lh_check_latent(const lh_latent_args *a);
 lh_status lh_check_mla_prefill(const lh_mla_prefill_args *a);
 lh_status lh_check_mla_decode(const lh_mla_decode_args *a);
-/* What mla_attend and mla_merge ask beyond that; n_keys is in host memory here. */
-lh_status lh_check_mla_ranges(const lh_mla_decode_args *a);
+/* What mla_attend and mla_merge ask beyond that, where there are `all` ranges or sections. */
+lh_status lh_check_mla_ranges(const lh_mla_decode_args *a, int64_t all);
 lh_status lh_check_router(const lh_router_args *a);
 lh_status lh_check_ffn(const lh_ffn_args *a);
 lh_status lh_check_moe_step(const lh_moe_step_args *a);

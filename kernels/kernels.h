@@ -256,10 +256,13 @@ typedef struct lh_mla_prefill_args {
  * slice of the model's (q, w_kvb and o then point to the slice). Keys are summed in ranges whose
  * places depend on n_keys alone, and the ranges are merged in rising order.
  *
- * Ranks that share the keys make of it two steps with an exchange between them, for the same bits:
- * with the ranges of all sequences counted one behind the other, lh_mla_ranges(n_keys) of each,
- * mla_attend fills rows first_range .. first_range + n_ranges - 1 of `partial`, mla_merge reads all
- * of them and writes o. NULL in a backend that cannot: its ranks share heads.
+ * Ranks that share the keys make of it two steps with an exchange between them, for the same bits
+ * (on CUDA with a deterministic stream): mla_attend sums keys into rows of `partial`, mla_merge
+ * reads all rows and writes o. lh_kernels.mla_sections says what the rows are. 0: ranges, those of
+ * all sequences one behind the other, lh_mla_ranges(n_keys) of each; mla_attend fills rows
+ * first_range .. first_range + n_ranges - 1. Otherwise the host need not know n_keys: the ranges of
+ * each sequence are summed up in so many sections, whose places depend on n_keys alone (the last
+ * may be empty). Row section * n_seq + i is sequence i's; first_range and n_ranges count sections.
  */
 typedef struct lh_mla_decode_args {
     void *o;                   /* out [n_seq, n_heads, d_v] act */
@@ -272,7 +275,7 @@ typedef struct lh_mla_decode_args {
     int64_t n_seq;
     int n_heads, d_nope, d_rope, d_v, d_latent;
     void *work;     /* lh_kernels.mla_decode_work_bytes(...) bytes for max_keys, 256-byte aligned */
-    float *partial; /* mla_attend and mla_merge alone: [ranges, lh_mla_partial_size(..)]: weighted
+    float *partial; /* mla_attend and mla_merge alone: [rows, lh_mla_partial_size(..)]: weighted
                        sums [n_heads, d_latent], then (maximum, sum) [n_heads] of the softmax */
     int first_range, n_ranges;
 } lh_mla_decode_args;
@@ -301,10 +304,10 @@ static inline int64_t lh_mla_most_ranges(int64_t n_keys)
     return n < LH_MLA_RANGES ? n : LH_MLA_RANGES;
 }
 
-/* Floats of a range's partial sums. */
+/* Floats of a row of partial sums: whole 16 bytes. */
 static inline int64_t lh_mla_partial_size(int n_heads, int d_latent)
 {
-    return (int64_t)n_heads * (d_latent + 2);
+    return ((int64_t)n_heads * (d_latent + 2) + 3) / 4 * 4;
 }
 
 /*
@@ -397,6 +400,7 @@ typedef struct lh_synth_fill_args {
 typedef struct lh_kernels {
     const char *name; /* "cpu", "cuda" */
     size_t act_bytes; /* of one activation element */
+    int mla_sections; /* of a sequence's keys, see lh_mla_decode_args; 0: ranges */
     const lh_device_ops *device;
     lh_status (*embed)(lh_stream *s, const lh_embed_args *a);
     lh_status (*rmsnorm)(lh_stream *s, const lh_rmsnorm_args *a);
@@ -412,8 +416,8 @@ typedef struct lh_kernels {
     lh_status (*latent)(lh_stream *s, const lh_latent_args *a);
     lh_status (*mla_prefill)(lh_stream *s, const lh_mla_prefill_args *a);
     lh_status (*mla_decode)(lh_stream *s, const lh_mla_decode_args *a);
-    lh_status (*mla_attend)(lh_stream *s, const lh_mla_decode_args *a); /* or NULL */
-    lh_status (*mla_merge)(lh_stream *s, const lh_mla_decode_args *a);  /* or NULL */
+    lh_status (*mla_attend)(lh_stream *s, const lh_mla_decode_args *a);
+    lh_status (*mla_merge)(lh_stream *s, const lh_mla_decode_args *a);
     lh_status (*router)(lh_stream *s, const lh_router_args *a);
     lh_status (*ffn)(lh_stream *s, const lh_ffn_args *a);
     lh_status (*moe_step)(lh_stream *s, const lh_moe_step_args *a);
@@ -439,8 +443,8 @@ extern const lh_kernels lh_kernels_cpu;
 const lh_kernels *lh_kernels_cuda(void);
 
 /*
- * The CUDA backend's types and sizes, for plans: only act_bytes, device->reads_host and the
- * functions that tell bytes may be used. The same in a build without CUDA.
+ * The CUDA backend's types and sizes, for plans: only act_bytes, mla_sections, device->reads_host
+ * and the functions that tell bytes may be used. The same in a build without CUDA.
  */
 const lh_kernels *lh_kernels_cuda_sizes(void);
 

@@ -49,7 +49,7 @@ lh_status lh_geometry_make(lh_geometry *out, const lh_dims *d, const lh_kernels 
         g.round_segments = g.max_segments;
     g.round_rows = g.round_segments * g.segment;
     g.kda_heads = lh_split(d->kda_heads, g.rank, size);
-    g.shares_keys = size > 1 && k->mla_attend;
+    g.shares_keys = size > 1 && k->mla_sections == 0;
     g.mla_heads =
         g.shares_keys ? (lh_range){0, d->mla_heads} : lh_split(d->mla_heads, g.rank, size);
     g.experts = lh_split(d->n_experts, g.rank, size);

@@ -179,10 +179,41 @@ static inline double *expect(const problem *p, int64_t position, int64_t n_rows)
     return o;
 }
 
+/* Rows of partial sums of some sequences, and how many are counted together. */
+static inline int64_t shared_ranges(int n_seq, const int64_t *n_keys)
+{
+    int64_t n = kernels->mla_sections;
+
+    for (int i = 0; i < n_seq && !kernels->mla_sections; i++)
+        n += lh_mla_ranges(n_keys[i]);
+    return n;
+}
+
+/* The keys shared out: `ranks` callers fill their ranges, in falling order, and any of them merges.
+ */
+static inline void attend_in_parts(lh_mla_decode_args *a, const int64_t *n_keys, int ranks)
+{
+    int64_t n = shared_ranges((int)a->n_seq, n_keys);
+    size_t rows = (size_t)(n * (kernels->mla_sections ? a->n_seq : 1));
+    size_t bytes = rows * (size_t)lh_mla_partial_size(a->n_heads, a->d_latent) * sizeof(float);
+
+    a->partial = fenced(bytes);
+    for (int i = ranks - 1; i >= 0; i--) {
+        a->first_range = (int)(n * i / ranks);
+        a->n_ranges = (int)(n * (i + 1) / ranks) - a->first_range;
+        CHECK_OK(kernels->mla_attend(stream, a));
+    }
+    a->first_range = 0;
+    a->n_ranges = (int)n;
+    CHECK_OK(kernels->mla_merge(stream, a));
+    check_fence(a->partial, bytes);
+}
+
 /* Decode of the sequences' last positions, of heads head .. head + n_heads - 1 of the problems; the
- * backend knows that there are at most max_keys. */
-static inline void decode_most(float *o, const problem *p, int n_threads, int n_seq,
-                               const int64_t *n_keys, int head, int n_heads, int64_t max_keys)
+ * backend knows that there are at most max_keys. By so many ranks that share the keys, or (0) in
+ * one step. */
+static inline void decode_on(float *o, const problem *p, int ranks, int n_threads, int n_seq,
+                             const int64_t *n_keys, int head, int n_heads, int64_t max_keys)
 {
     const dims *d = &p->d;
     int64_t d_qk = d->d_nope + d->d_rope, d_kv = d->d_nope + d->d_v;
@@ -212,7 +243,10 @@ static inline void decode_most(float *o, const problem *p, int n_threads, int n_
                             .d_latent = d->d_latent,
                             .work = fenced(bytes)};
 
-    CHECK_OK(kernels->mla_decode(stream, &a));
+    if (ranks > 0)
+        attend_in_parts(&a, n_keys, ranks);
+    else
+        CHECK_OK(kernels->mla_decode(stream, &a));
     take_result(o, a.o, n_seq * n_heads * d->d_v);
     check_fence(a.work, bytes);
     free(q);
@@ -220,14 +254,19 @@ static inline void decode_most(float *o, const problem *p, int n_threads, int n_
     data_free();
 }
 
+static inline int64_t longest(int n_seq, const int64_t *n_keys)
+{
+    int64_t most = 1;
+
+    for (int i = 0; i < n_seq; i++)
+        most = lh_max64(most, n_keys[i]);
+    return most;
+}
+
 static inline void decode(float *o, const problem *p, int n_threads, int n_seq,
                           const int64_t *n_keys, int head, int n_heads)
 {
-    int64_t longest = 1;
-
-    for (int i = 0; i < n_seq; i++)
-        longest = lh_max64(longest, n_keys[i]);
-    decode_most(o, p, n_threads, n_seq, n_keys, head, n_heads, longest);
+    decode_on(o, p, 0, n_threads, n_seq, n_keys, head, n_heads, longest(n_seq, n_keys));
 }
 
 static inline void check_decode(const problem *p, int n_seq, const int64_t *n_keys,

@@ -38,7 +38,7 @@ static void test_decode_bits(void)
 
     decode(whole, &p, 1, N_DECODE, decode_keys, 0, n_heads);
     for (int threads = 2; threads <= 3; threads++) {
-        decode_most(o, &p, threads, N_DECODE, decode_keys, 0, n_heads, 1200 + threads * 5000);
+        decode_on(o, &p, 0, threads, N_DECODE, decode_keys, 0, n_heads, 1200 + threads * 5000);
         CHECK_SAME_BITS(o, whole, (size_t)n * sizeof *o);
     }
     for (int c = 0; c < 5; c++) {
@@ -92,57 +92,54 @@ static void test_decode_many(void)
     drop(&p);
 }
 
-/* One sequence whose keys are shared out: `parts` callers fill their ranges, in falling order, and
- * any of them merges. */
-static void decode_shared(float *o, const problem *p, int n_threads, int64_t n_keys, int parts)
+static void decode_shared(float *o, const problem *p, int ranks, int n_seq, const int64_t *n_keys)
 {
-    const dims *d = &p->d;
-    int n_ranges = (int)lh_mla_ranges(n_keys);
-    size_t bytes = kernels->mla_decode_work_bytes(1, n_keys, d->n_heads, d->d_latent, d->d_rope);
-    size_t size = (size_t)lh_mla_partial_size(d->n_heads, d->d_latent) * sizeof(float);
-    const void *rows = p->latent;
-
-    open_stream(n_threads);
-    lh_mla_decode_args a = {.o = o,
-                            .q = p->q + (n_keys - 1) * q_row(d),
-                            .latent = &rows,
-                            .n_keys = &n_keys,
-                            .max_keys = n_keys,
-                            .w_kvb = p->w,
-                            .n_seq = 1,
-                            .n_heads = d->n_heads,
-                            .d_nope = d->d_nope,
-                            .d_rope = d->d_rope,
-                            .d_v = d->d_v,
-                            .d_latent = d->d_latent,
-                            .work = fenced(bytes),
-                            .partial = fenced((size_t)n_ranges * size)};
-    for (int i = parts - 1; i >= 0; i--) {
-        a.first_range = n_ranges * i / parts;
-        a.n_ranges = n_ranges * (i + 1) / parts - a.first_range;
-        CHECK_OK(kernels->mla_attend(stream, &a));
-    }
-    a.first_range = 0;
-    a.n_ranges = n_ranges;
-    CHECK_OK(kernels->mla_merge(stream, &a));
-    check_fence(a.work, bytes);
-    check_fence(a.partial, (size_t)n_ranges * size);
-    data_free();
+    decode_on(o, p, ranks, 1 + ranks % 3, n_seq, n_keys, 0, p->d.n_heads, longest(n_seq, n_keys));
 }
 
+/* Ranks that share the keys, some of them without any: the bits of one step. */
 static void test_decode_shared(void)
 {
-    problem p = make(odd[4], 1200, 1);
-    int64_t row = o_row(&p.d);
-    float *whole = block(row, sizeof *whole), *o = block(row, sizeof *o);
+    problem p = make(kernels->act_bytes == 4 ? odd[4] : dims_of(33), 9000, 1);
+    int64_t row = o_row(&p.d), n_keys[] = {1, 64, 256, 257, 1025, 4097, 9000};
+    int n = (int)(sizeof n_keys / sizeof n_keys[0]);
+    float *whole = block(n * row, sizeof *whole), *o = block(n * row, sizeof *o);
 
-    for (int i = 0; i < N_DECODE; i++) {
-        decode(whole, &p, 2, 1, &decode_keys[i], 0, p.d.n_heads);
-        for (int parts = 1; parts <= 7; parts += 2) { /* of at most 5 ranges: some are empty */
-            decode_shared(o, &p, 1 + parts % 3, decode_keys[i], parts);
-            CHECK_SAME_BITS(o, whole, (size_t)row * sizeof *o);
+    decode(whole, &p, 2, n, n_keys, 0, p.d.n_heads);
+    for (int ranks = 1; ranks <= 9; ranks += ranks < 3 ? 1 : 2) {
+        decode_shared(o, &p, ranks, n, n_keys);
+        CHECK_SAME_BITS(o, whole, (size_t)(n * row) * sizeof *o);
+        for (int i = 0; i < n; i++) {
+            decode_shared(o, &p, ranks, 1, n_keys + i);
+            CHECK_SAME_BITS(o, whole + i * row, (size_t)row * sizeof *o);
         }
     }
+    deterministic = 0;
+    for (int ranks = 1; ranks <= 9; ranks += 4) {
+        decode_shared(o, &p, ranks, n, n_keys);
+        for (int i = 0; i < n; i++)
+            CHECK_NEAR(o + i * row, whole + i * row, row, tolerance());
+    }
+    deterministic = 1;
+    free(o);
+    free(whole);
+    drop(&p);
+}
+
+/* More sequences than one launch of a GPU takes. */
+static void test_decode_shared_many(void)
+{
+    enum { N = 130 };
+    int64_t n_keys[N];
+    problem p = make(dims_of(3), 700, 1);
+    int64_t row = o_row(&p.d);
+    float *whole = block(N * row, sizeof *whole), *o = block(N * row, sizeof *o);
+
+    for (int i = 0; i < N; i++)
+        n_keys[i] = i * 7919 % 700 + 1;
+    decode(whole, &p, 2, N, n_keys, 0, 3);
+    decode_shared(o, &p, 2, N, n_keys);
+    CHECK_SAME_BITS(o, whole, (size_t)(N * row) * sizeof *o);
     free(o);
     free(whole);
     drop(&p);
@@ -172,8 +169,8 @@ int main(int argc, char **argv)
     RUN(test_decode_bits);
     RUN(test_decode_many);
     RUN(test_ranges);
-    if (kernels->mla_attend)
-        RUN(test_decode_shared);
+    RUN(test_decode_shared);
+    RUN(test_decode_shared_many);
     kernels->device->close(stream);
     return check_done();
 }

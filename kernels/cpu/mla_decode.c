@@ -301,10 +301,9 @@ lh_status lh_cpu_mla_decode(lh_stream *s, const lh_mla_decode_args *a)
 static lh_status prepare_shared(pass *p, const lh_mla_decode_args *a)
 {
     LH_TRY(check(a));
-    LH_TRY(lh_check_mla_ranges(a));
     *p = prepare(a);
     p->w.partial = a->partial;
-    return LH_OK;
+    return lh_check_mla_ranges(a, p->w.first[a->n_seq]);
 }
 
 lh_status lh_cpu_mla_attend(lh_stream *s, const lh_mla_decode_args *a)

@@ -1,11 +1,14 @@
 /*
  * Attention of MLA for single tokens, absorbed, in four kernels: the queries into latent space;
- * ranges of keys, each for itself; the ranges merged; the result into the values' space. The first
- * is used on Hopper, too, which has its own of the others (mla_decode_sm90.cu).
+ * ranges of keys, each for itself; the ranges merged; the result into the values' space. Where
+ * ranks share the keys, a fifth adds a rank's ranges up to sections, and those of all ranks are
+ * merged. The first and the fifth are used on Hopper, too, which has its own of the others
+ * (mla_decode_sm90.cu).
  *
  * The rows of the cache are read once for up to 32 heads. The sums of a head do not depend on the
  * heads beside it. With a deterministic stream a sequence is cut into ranges by its own number of
- * keys; otherwise all sequences of the launch are cut into one share per block.
+ * keys, and merged by sections whoever adds these up; otherwise all keys of the launch are cut into
+ * one share per block.
  */
 #include "base/mem.h"
 #include "kernels/cuda/mla_decode.cuh"
@@ -20,6 +23,7 @@
 #define SEQS 8                 /* sequences of a block of absorb and project */
 
 static_assert(MLA_WIDTH % (16 * GROUPS) == 0 && MLA_LATENT == THREADS / 32 * 64, "even shares");
+static_assert(MLA_SECTIONS == THREADS / 32, "a section for each warp");
 
 /* heads: 16 or 32; the tile of a shared row of scores or weights is padded against bank conflicts.
  */
@@ -320,56 +324,43 @@ static __global__ void __launch_bounds__(THREADS) attend_kernel(const __grid_con
     }
 }
 
-/* 128 columns of one head's ranges, in rising order: eight runs of neighbours, then their sums. */
+/* The ranges of this launch's sections, added up for the other ranks: 128 columns of one head. */
+static __global__ void __launch_bounds__(THREADS) fold_kernel(const __grid_constant__ mla_batch b)
+{
+    __shared__ mla_plan cut;
+    int head = blockIdx.y, seq = blockIdx.z, warp = threadIdx.x / 32;
+    int column = blockIdx.x * COLUMNS + threadIdx.x % 32 * 4;
+
+    make_plan(&cut, &b);
+    await_previous();
+    if (warp >= b.n_sections)
+        return;
+    mla_rows ranges = ranges_of(&cut, &b, seq, head);
+    mla_added a = add_section(&ranges, warp, column);
+    float *row = b.partial + (b.first_section + warp) * b.partial_stride + seq * b.partial_size;
+    *(float4 *)(row + head * MLA_LATENT + column) = a.sum;
+    if (column == 0)
+        ((float2 *)(row + b.n_heads * MLA_LATENT))[head] = make_float2(a.max, a.total);
+}
+
+/* 128 columns of one head's ranges, or of the sections of all ranks. */
 static __global__ void __launch_bounds__(THREADS) merge_kernel(const __grid_constant__ mla_batch b)
 {
     __shared__ mla_plan cut;
-    __shared__ float factor[MLA_SHARES], top[THREADS / 32];
-    __shared__ float4 part[8][COLUMNS / 4];
+    __shared__ mla_added section[MLA_SECTIONS][32];
     int head = blockIdx.y, seq = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    int column = blockIdx.x * COLUMNS + lane * 4;
 
-    make_plan(&cut, &b);
-    int range, n = ranges_of(&cut, &b, seq, &range);
-    int64_t row = (int64_t)range * b.n_heads + head;
-    float2 state = (int)threadIdx.x < n ? b.state[row + (int64_t)threadIdx.x * b.n_heads]
-                                        : make_float2(-INFINITY, 0);
-    float m = warp_max(state.x);
-
-    if (lane == 0)
-        top[warp] = m;
-    __syncthreads();
-    for (int i = 0; i < THREADS / 32; i++)
-        m = fmaxf(m, top[i]);
-    float f = exp2_f(state.x - m), total = block_sum(state.y * f);
-    if ((int)threadIdx.x < n)
-        factor[threadIdx.x] = f;
-    __syncthreads();
-
-    const float *from = b.sum + row * MLA_LATENT + blockIdx.x * COLUMNS + lane * 4;
-    int share = (n + 7) / 8, end = min(n, (warp + 1) * share);
-    float4 sum = make_float4(0, 0, 0, 0);
-#pragma unroll 8
-    for (int i = warp * share; i < end; i++) {
-        float4 x = *(const float4 *)(from + (int64_t)i * b.n_heads * MLA_LATENT);
-        sum.x = fmaf(x.x, factor[i], sum.x);
-        sum.y = fmaf(x.y, factor[i], sum.y);
-        sum.z = fmaf(x.z, factor[i], sum.z);
-        sum.w = fmaf(x.w, factor[i], sum.w);
-    }
-    part[warp][lane] = sum;
+    if (!b.partial)
+        make_plan(&cut, &b);
+    mla_rows rows = b.partial ? sections_of(&b, seq, head) : ranges_of(&cut, &b, seq, head);
+    section[warp][lane] = add_section(&rows, warp, column);
     __syncthreads();
     if (warp > 0)
         return;
-    for (int i = 1; i < 8; i++) {
-        float4 x = part[i][lane];
-        sum.x += x.x;
-        sum.y += x.y;
-        sum.z += x.z;
-        sum.w += x.w;
-    }
-    float scale = 1.0f / total;
-    *(float4 *)(b.merged + ((int64_t)seq * b.n_heads + head) * MLA_LATENT + blockIdx.x * COLUMNS +
-                lane * 4) = make_float4(sum.x * scale, sum.y * scale, sum.z * scale, sum.w * scale);
+    mla_added all = join_sections(section);
+    *(float4 *)(b.merged + ((int64_t)seq * b.n_heads + head) * MLA_LATENT + column) =
+        latents_of(&all);
 }
 
 /* 32 outputs of W_uv of one head, for up to 8 sequences; a warp has four of them. */
@@ -418,6 +409,72 @@ static __global__ void __launch_bounds__(THREADS)
     }
 }
 
+template <int tiles, int keys, int stages>
+static lh_status attend_ranges(lh_stream *s, const mla_batch *b)
+{
+    size_t bytes = sizeof(attend_shared<tiles * 16, keys, stages>);
+    dim3 grid(MLA_SHARES, (unsigned)div_up(b->n_heads, tiles * 16));
+
+    return mla_launch(s, 0, attend_kernel<tiles, keys, stages>, grid, THREADS, bytes, *b);
+}
+
+/* Blocks of absorb and project for each head and the sequences of a launch. */
+static dim3 by_heads(const mla_batch *b, unsigned blocks)
+{
+    return dim3(blocks, (unsigned)b->n_heads, b->n_seq == 1 ? 1 : (unsigned)div_up(b->n_seq, SEQS));
+}
+
+/* The sums of the ranges of some sections. */
+static lh_status attend(lh_stream *s, const mla_batch *b)
+{
+    LH_TRY(mla_launch(s, s->arch == 90, b->n_seq == 1 ? absorb_kernel<1> : absorb_kernel<SEQS>,
+                      by_heads(b, MLA_LATENT / COLUMNS), THREADS, 0, *b));
+    if (s->arch == 90)
+        return lh_cuda_mla_attend_ranges_sm90(s, b);
+    return b->n_heads > 16 ? attend_ranges<2, TILE, 2>(s, b) : attend_ranges<1, TILE, 2>(s, b);
+}
+
+/* The result from the ranges, or from the sections of all ranks. */
+static lh_status finish(lh_stream *s, const mla_batch *b)
+{
+    dim3 merge(MLA_LATENT / COLUMNS, (unsigned)b->n_heads, (unsigned)b->n_seq);
+
+    if (s->arch == 90)
+        return lh_cuda_mla_finish_sm90(s, b);
+    LH_TRY(mla_launch(s, 0, merge_kernel, merge, THREADS, 0, *b));
+    return mla_launch(s, 0, b->n_seq == 1 ? project_kernel<1> : project_kernel<SEQS>,
+                      by_heads(b, MLA_V / 32), THREADS, 0, *b);
+}
+
+static lh_status decode(lh_stream *s, const mla_batch *b)
+{
+    LH_TRY(attend(s, b));
+    return finish(s, b);
+}
+
+static lh_status attend_and_fold(lh_stream *s, const mla_batch *b)
+{
+    dim3 fold(MLA_LATENT / COLUMNS, (unsigned)b->n_heads, (unsigned)b->n_seq);
+
+    LH_TRY(attend(s, b));
+    return mla_launch(s, s->arch == 90, fold_kernel, fold, THREADS, 0, *b);
+}
+
+static lh_status check(const lh_mla_decode_args *a)
+{
+    LH_TRY(lh_check_mla_decode(a));
+    LH_REQUIRE(a->d_nope == MLA_NOPE && a->d_rope == MLA_ROPE && a->d_v == MLA_V &&
+                   a->d_latent == MLA_LATENT,
+               LH_ERR_UNSUPPORTED,
+               "mla_decode: heads of %d + %d, values of %d, latents of %d, the CUDA backend has "
+               "128 + 64, 128, 512",
+               a->d_nope, a->d_rope, a->d_v, a->d_latent);
+    LH_TRY(lh_cuda_aligned("mla_decode", "o", a->o));
+    LH_TRY(lh_cuda_aligned("mla_decode", "q", a->q));
+    LH_TRY(lh_cuda_aligned("mla_decode", "w_kvb", a->w_kvb));
+    return lh_cuda_aligned("mla_decode", "partial", a->partial);
+}
+
 static void place_work(mla_batch *b, void *base, int64_t n_seq, int64_t max_keys)
 {
     lh_cuda_mla_decode_work at;
@@ -429,67 +486,51 @@ static void place_work(mla_batch *b, void *base, int64_t n_seq, int64_t max_keys
     b->state = (float2 *)at.state;
 }
 
-template <int tiles, int keys, int stages> static lh_status attend(lh_stream *s, const mla_batch *b)
+/* A step of so many sequences at a time as a launch takes. `partial`: with rows of sections. */
+static lh_status each_batch(lh_stream *s, const lh_mla_decode_args *a, float *partial,
+                            int first_section, int n_sections,
+                            lh_status (*step)(lh_stream *s, const mla_batch *b))
 {
-    size_t bytes = sizeof(attend_shared<tiles * 16, keys, stages>);
-    dim3 grid(MLA_SHARES, (unsigned)div_up(b->n_heads, tiles * 16));
+    int64_t size = lh_mla_partial_size(a->n_heads, a->d_latent);
 
-    LH_TRY(lh_cuda_shared((const void *)attend_kernel<tiles, keys, stages>, bytes));
-    attend_kernel<tiles, keys, stages><<<grid, THREADS, bytes, s->stream>>>(*b);
-    return lh_cuda_launched(s, "mla_decode");
-}
-
-static lh_status decode(lh_stream *s, const mla_batch *b)
-{
-    unsigned heads = (unsigned)b->n_heads, n = (unsigned)b->n_seq;
-    dim3 absorb(MLA_LATENT / COLUMNS, heads, n == 1 ? 1 : (n + SEQS - 1) / SEQS);
-    dim3 merge(MLA_LATENT / COLUMNS, heads, n), project(MLA_V / 32, heads, absorb.z);
-
-    if (s->arch == 90) {
-        LH_TRY(mla_launch(s, 1, n == 1 ? absorb_kernel<1> : absorb_kernel<SEQS>, absorb, THREADS, 0,
-                          *b));
-        return lh_cuda_mla_step_sm90(s, b);
-    }
-    if (n == 1)
-        absorb_kernel<1><<<absorb, THREADS, 0, s->stream>>>(*b);
-    else
-        absorb_kernel<SEQS><<<absorb, THREADS, 0, s->stream>>>(*b);
-    LH_TRY(lh_cuda_launched(s, "mla_decode"));
-    LH_TRY(heads > 16 ? (attend<2, TILE, 2>(s, b)) : (attend<1, TILE, 2>(s, b)));
-    merge_kernel<<<merge, THREADS, 0, s->stream>>>(*b);
-    LH_TRY(lh_cuda_launched(s, "mla_decode"));
-    if (n == 1)
-        project_kernel<1><<<project, THREADS, 0, s->stream>>>(*b);
-    else
-        project_kernel<SEQS><<<project, THREADS, 0, s->stream>>>(*b);
-    return lh_cuda_launched(s, "mla_decode");
-}
-
-lh_status lh_cuda_mla_decode(lh_stream *s, const lh_mla_decode_args *a)
-{
-    LH_TRY(lh_check_mla_decode(a));
-    LH_REQUIRE(a->d_nope == MLA_NOPE && a->d_rope == MLA_ROPE && a->d_v == MLA_V &&
-                   a->d_latent == MLA_LATENT,
-               LH_ERR_UNSUPPORTED,
-               "mla_decode: heads of %d + %d, values of %d, latents of %d, the CUDA backend has "
-               "128 + 64, 128, 512",
-               a->d_nope, a->d_rope, a->d_v, a->d_latent);
-    if (a->n_seq == 0)
-        return LH_OK;
-    LH_TRY(lh_cuda_aligned("mla_decode", "o", a->o));
-    LH_TRY(lh_cuda_aligned("mla_decode", "q", a->q));
-    LH_TRY(lh_cuda_aligned("mla_decode", "w_kvb", a->w_kvb));
     for (int64_t first = 0; first < a->n_seq; first += MLA_MAX_SEQ) {
         mla_batch b = {.latent = (const bf16 *const *)a->latent + first,
                        .n_keys = a->n_keys + first,
                        .n_seq = (int)lh_min64(MLA_MAX_SEQ, a->n_seq - first),
                        .n_heads = a->n_heads,
                        .deterministic = s->deterministic,
+                       .first_section = first_section,
+                       .n_sections = n_sections,
                        .q = (const bf16 *)a->q + first * a->n_heads * MLA_QK,
                        .w_kvb = (const bf16 *)a->w_kvb,
-                       .o = (bf16 *)a->o + first * a->n_heads * MLA_V};
+                       .o = (bf16 *)a->o + first * a->n_heads * MLA_V,
+                       .partial = partial ? partial + first * size : NULL,
+                       .partial_size = size,
+                       .partial_stride = a->n_seq * size};
         place_work(&b, a->work, a->n_seq, a->max_keys);
-        LH_TRY(decode(s, &b));
+        LH_TRY(step(s, &b));
     }
     return LH_OK;
+}
+
+lh_status lh_cuda_mla_decode(lh_stream *s, const lh_mla_decode_args *a)
+{
+    LH_TRY(check(a));
+    return each_batch(s, a, NULL, 0, MLA_SECTIONS, decode);
+}
+
+lh_status lh_cuda_mla_attend(lh_stream *s, const lh_mla_decode_args *a)
+{
+    LH_TRY(check(a));
+    LH_TRY(lh_check_mla_ranges(a, MLA_SECTIONS));
+    if (a->n_ranges == 0)
+        return LH_OK;
+    return each_batch(s, a, a->partial, a->first_range, a->n_ranges, attend_and_fold);
+}
+
+lh_status lh_cuda_mla_merge(lh_stream *s, const lh_mla_decode_args *a)
+{
+    LH_TRY(check(a));
+    LH_TRY(lh_check_mla_ranges(a, MLA_SECTIONS));
+    return each_batch(s, a, a->partial, 0, MLA_SECTIONS, finish);
 }

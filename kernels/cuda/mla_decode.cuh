@@ -12,24 +12,30 @@
 #define MLA_SHARES LH_CUDA_MLA_SHARES
 #define MLA_UNIT LH_CUDA_MLA_UNIT /* both sizes of tile divide it */
 #define MLA_FIXED_UNITS LH_CUDA_MLA_FIXED_UNITS
+#define MLA_SECTIONS LH_CUDA_MLA_SECTIONS
 
 typedef struct mla_batch {
     const bf16 *const *latent; /* [n_seq] */
     const int64_t *n_keys;     /* [n_seq] */
     int n_seq, n_heads, deterministic;
+    int first_section, n_sections; /* of MLA_SECTIONS: whose keys are attended to here */
     const bf16 *q;
     const bf16 *w_kvb;
     bf16 *o;
-    bf16 *query;   /* [n_seq, n_heads, MLA_WIDTH]: in latent space */
-    float *sum;    /* [ranges, n_heads, MLA_LATENT], not divided by the sum of the weights */
-    float2 *state; /* [ranges, n_heads]: maximum of the scores * MLA_SCALE_LOG2, sum */
-    float *merged; /* [n_seq, n_heads, MLA_LATENT] */
+    bf16 *query;          /* [n_seq, n_heads, MLA_WIDTH]: in latent space */
+    float *sum;           /* [ranges, n_heads, MLA_LATENT], not divided by the sum of the weights */
+    float2 *state;        /* [ranges, n_heads]: maximum of the scores * MLA_SCALE_LOG2, sum */
+    float *merged;        /* [n_seq, n_heads, MLA_LATENT] */
+    float *partial;       /* the first sequence's rows of sections; or NULL */
+    int64_t partial_size; /* from one sequence's row to the next */
+    int64_t partial_stride; /* from one section's rows to the next */
 } mla_batch;
 
 /*
- * The cut of all keys. Deterministic: first[s] is the number of ranges of the sequences before s;
+ * The cut of the keys. Deterministic: first[s] is the number of ranges of the sequences before s;
  * share i is range i. Otherwise: first[s] is the number of units of the sequences before s; share i
- * is `share` units from i * share on, and its part of sequence s is range i + s.
+ * is `share` units from i * share on, and its part of sequence s is range i + s. Ranges and units
+ * of sections that are not this launch's are not counted.
  */
 typedef struct mla_plan {
     int first[MLA_MAX_SEQ + 1], n_keys[MLA_MAX_SEQ], warp_sum[MLA_MAX_SEQ / 32];
@@ -46,15 +52,31 @@ static __device__ __forceinline__ int range_units(int n_keys)
     return max(MLA_FIXED_UNITS, ((n_keys + MLA_UNIT - 1) / MLA_UNIT + MLA_SHARES - 1) / MLA_SHARES);
 }
 
+/* Deterministic: the ranges of a section; the last ones may have fewer or none. */
+static __device__ __forceinline__ int section_ranges(int n_keys)
+{
+    int keys = range_units(n_keys) * MLA_UNIT, ranges = (n_keys + keys - 1) / keys;
+    return (ranges + MLA_SECTIONS - 1) / MLA_SECTIONS;
+}
+
+/* The first range, or unit, of a section of a sequence; behind the last one: how many there are. */
+static __device__ __forceinline__ int section_begin(const mla_batch *b, int n_keys, int section)
+{
+    int units = (n_keys + MLA_UNIT - 1) / MLA_UNIT, range = range_units(n_keys);
+
+    return b->deterministic ? min((units + range - 1) / range, section * section_ranges(n_keys))
+                            : (int)((int64_t)units * section / MLA_SECTIONS);
+}
+
 /* By all threads. */
 static __device__ __forceinline__ void make_plan(mla_plan *c, const mla_batch *b)
 {
     int i = threadIdx.x, lane = i % 32, n = 0;
 
     if (i < b->n_seq) {
-        int keys = (int)b->n_keys[i], units = (keys + MLA_UNIT - 1) / MLA_UNIT,
-            fixed = range_units(keys);
-        n = b->deterministic ? (units + fixed - 1) / fixed : units;
+        int keys = (int)b->n_keys[i];
+        n = section_begin(b, keys, b->first_section + b->n_sections) -
+            section_begin(b, keys, b->first_section);
         c->n_keys[i] = keys;
     }
     for (int m = 1; m < 32; m *= 2) {
@@ -72,7 +94,7 @@ static __device__ __forceinline__ void make_plan(mla_plan *c, const mla_batch *b
         c->first[0] = 0;
     __syncthreads();
     n = c->first[b->n_seq];
-    c->share = b->deterministic ? 1 : (n + MLA_SHARES - 1) / MLA_SHARES;
+    c->share = b->deterministic ? 1 : max(1, (n + MLA_SHARES - 1) / MLA_SHARES);
     c->n_shares = (n + c->share - 1) / c->share;
     __syncthreads();
 }
@@ -91,7 +113,8 @@ static __device__ __forceinline__ int find_seq(const mla_plan *c, int n_seq, int
 static __device__ __forceinline__ mla_part part_at(const mla_plan *c, const mla_batch *b, int i,
                                                    int at, int *next)
 {
-    int seq = find_seq(c, b->n_seq, at), n_keys = c->n_keys[seq], in_seq = at - c->first[seq];
+    int seq = find_seq(c, b->n_seq, at), n_keys = c->n_keys[seq];
+    int in_seq = at - c->first[seq] + section_begin(b, n_keys, b->first_section);
 
     *next = b->deterministic ? at + 1 : min((i + 1) * c->share, c->first[seq + 1]);
     int units = b->deterministic ? range_units(n_keys) : 1;
@@ -126,17 +149,122 @@ static __device__ __forceinline__ bool walk_next(mla_walk *w, const mla_plan *c,
     return true;
 }
 
-/* The ranges of a sequence: their number; *first is the first. */
-static __device__ __forceinline__ int ranges_of(const mla_plan *c, const mla_batch *b, int seq,
-                                                int *first)
-{
-    int begin = c->first[seq], end = c->first[seq + 1];
+/* Rows of one head of a sequence that are added up: ranges, or the sections that
+ * all ranks made of them. */
+typedef struct mla_rows {
+    const float *sum;
+    const float2 *state;
+    int64_t sum_step, state_step; /* from one row to the next */
+    int n, section;               /* rows; rows of a section */
+} mla_rows;
 
-    *first = b->deterministic ? begin : begin / c->share + seq;
-    return b->deterministic ? end - begin : (end - 1) / c->share - begin / c->share + 1;
+/* The ranges that were attended to here. */
+static __device__ __forceinline__ mla_rows ranges_of(const mla_plan *c, const mla_batch *b, int seq,
+                                                     int head)
+{
+    int begin = c->first[seq], n = c->first[seq + 1] - begin;
+    int section = section_ranges(c->n_keys[seq]);
+
+    if (!b->deterministic) {
+        int first = begin / c->share;
+        n = n > 0 ? (begin + n - 1) / c->share - first + 1 : 0;
+        section = (n + b->n_sections - 1) / b->n_sections;
+        begin = first + seq;
+    }
+    int64_t row = (int64_t)begin * b->n_heads + head;
+    mla_rows r = {b->sum + row * MLA_LATENT,
+                  b->state + row,
+                  (int64_t)b->n_heads * MLA_LATENT,
+                  b->n_heads,
+                  n,
+                  section};
+    return r;
 }
 
-/* Attention and what follows, for Hopper; the queries are being brought into latent space. */
-lh_status lh_cuda_mla_step_sm90(lh_stream *s, const mla_batch *b);
+static __device__ __forceinline__ mla_rows sections_of(const mla_batch *b, int seq, int head)
+{
+    const float *row = b->partial + seq * b->partial_size;
+    mla_rows r = {row + head * MLA_LATENT,
+                  (const float2 *)(row + b->n_heads * MLA_LATENT) + head,
+                  b->partial_stride,
+                  b->partial_stride / 2,
+                  MLA_SECTIONS,
+                  1};
+    return r;
+}
+
+/* What sums against the maximum x are worth against `max`. Without keys x is -INFINITY. */
+static __device__ __forceinline__ float worth(float x, float max)
+{
+    return x == max ? 1.0f : exp2_f(x - max);
+}
+
+/* Four latents of some rows, whose weights are against `max` and add up to `total`. */
+typedef struct mla_added {
+    float4 sum;
+    float max, total;
+} mla_added;
+
+static __device__ __forceinline__ void add_scaled(float4 *sum, float4 x, float factor)
+{
+    sum->x = fmaf(x.x, factor, sum->x);
+    sum->y = fmaf(x.y, factor, sum->y);
+    sum->z = fmaf(x.z, factor, sum->z);
+    sum->w = fmaf(x.w, factor, sum->w);
+}
+
+/* A section of the rows, in rising order, latents column .. column + 3. One that is a single row is
+ * that row, bit by bit. */
+static __device__ __forceinline__ mla_added add_section(const mla_rows *r, int section, int column)
+{
+    int begin = section * r->section, end = min(r->n, begin + r->section);
+    mla_added a = {make_float4(0, 0, 0, 0), -INFINITY, 0};
+
+#pragma unroll 8
+    for (int i = begin; i < end; i++)
+        a.max = fmaxf(a.max, r->state[i * r->state_step].x);
+#pragma unroll 8
+    for (int i = begin; i < end; i++) {
+        float2 v = r->state[i * r->state_step];
+        float factor = worth(v.x, a.max);
+        a.total = fmaf(v.y, factor, a.total);
+        add_scaled(&a.sum, *(const float4 *)(r->sum + i * r->sum_step + column), factor);
+    }
+    return a;
+}
+
+/* One more section, in rising order; all->max is that of all. */
+static __device__ __forceinline__ void join_section(mla_added *all, const mla_added *a)
+{
+    float factor = worth(a->max, all->max);
+
+    add_scaled(&all->sum, a->sum, factor);
+    all->total = fmaf(a->total, factor, all->total);
+}
+
+/* This lane's latents of all sections, of which each warp of the block has added one. */
+static __device__ __forceinline__ mla_added join_sections(const mla_added section[MLA_SECTIONS][32])
+{
+    int lane = threadIdx.x % 32;
+    mla_added all = {make_float4(0, 0, 0, 0), -INFINITY, 0};
+
+    for (int i = 0; i < MLA_SECTIONS; i++)
+        all.max = fmaxf(all.max, section[i][lane].max);
+    for (int i = 0; i < MLA_SECTIONS; i++)
+        join_section(&all, &section[i][lane]);
+    return all;
+}
+
+static __device__ __forceinline__ float4 latents_of(const mla_added *all)
+{
+    float scale = 1.0f / all->total;
+    return make_float4(all->sum.x * scale, all->sum.y * scale, all->sum.z * scale,
+                       all->sum.w * scale);
+}
+
+/* The same two steps for Hopper: the sums of ranges, while the queries are being brought into
+ * latent space; the result from ranges or sections. */
+lh_status lh_cuda_mla_attend_ranges_sm90(lh_stream *s, const mla_batch *b);
+lh_status lh_cuda_mla_finish_sm90(lh_stream *s, const mla_batch *b);
 
 #endif

@@ -20,9 +20,8 @@
     4 /* blocks that merge one head's latents, 128 each, and then have 32 outputs each */
 #define COLUMNS (MLA_LATENT / CLUSTER)
 #define OUTPUTS (MLA_V / CLUSTER)
-#define FINISH_THREADS 256
-#define RUNS (FINISH_THREADS / 32) /* ranges are added in so many runs of neighbours */
-#define SEQS 8
+#define FINISH_THREADS (MLA_SECTIONS * 32)
+#define SEQS (FINISH_THREADS / 32)
 
 template <int heads> struct attend_shared {
     bf16 latent[STAGES][SLABS][SLAB];
@@ -151,6 +150,7 @@ static __device__ __forceinline__ void load(attend_shared<heads> *sh, const mla_
             barrier_arrive(&sh->full[mine]);
         }
     }
+    await_previous(); /* without keys, too: what comes behind this kernel relies on it */
 }
 
 /* Over the rows of a warp's 16 keys, that is over lanes 4 apart. */
@@ -372,25 +372,18 @@ static __global__ void __launch_bounds__(THREADS) attend_kernel(const __grid_con
 
 #if HAVE_SM90
 
-static __device__ __forceinline__ void add_scaled(float4 *sum, float4 x, float factor)
+/* This lane's latents of one sequence, by a warp. */
+static __device__ __forceinline__ mla_added add_sections(const mla_rows *r, int column)
 {
-    sum->x = fmaf(x.x, factor, sum->x);
-    sum->y = fmaf(x.y, factor, sum->y);
-    sum->z = fmaf(x.z, factor, sum->z);
-    sum->w = fmaf(x.w, factor, sum->w);
-}
+    mla_added all = {make_float4(0, 0, 0, 0), -INFINITY, 0};
 
-/* Run `run` of a sequence's n ranges: this lane's four of the block's latents. */
-static __device__ __forceinline__ float4 add_run(const float *sum, const float2 *state, float max,
-                                                 int n, int n_heads, int run)
-{
-    int share = (n + RUNS - 1) / RUNS, end = min(n, (run + 1) * share);
-    float4 all = make_float4(0, 0, 0, 0);
-
-#pragma unroll 8
-    for (int i = run * share; i < end; i++)
-        add_scaled(&all, *(const float4 *)(sum + (int64_t)i * n_heads * MLA_LATENT),
-                   exp2_f(state[(int64_t)i * n_heads].x - max));
+    for (int i = threadIdx.x % 32; i < r->n; i += 32)
+        all.max = fmaxf(all.max, r->state[i * r->state_step].x);
+    all.max = warp_max(all.max);
+    for (int i = 0; i < MLA_SECTIONS; i++) {
+        mla_added section = add_section(r, i, column);
+        join_section(&all, &section);
+    }
     return all;
 }
 
@@ -416,9 +409,9 @@ static __device__ __forceinline__ void cluster_sync(void)
 
 #endif
 
-/* One head's ranges merged and multiplied by W_uv, for `seqs` sequences: with one, each warp adds
- * one run of its ranges; with more, each warp has a sequence and adds its runs in the same order.
- */
+/* One head's ranges, or the sections of all ranks, merged and multiplied by W_uv, for `seqs`
+ * sequences: with one, each warp adds a section; with more, each warp has a sequence and adds its
+ * sections alike. */
 template <int seqs>
 static __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(FINISH_THREADS)
     finish_kernel(const __grid_constant__ mla_batch b)
@@ -426,7 +419,7 @@ static __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(FINISH_
 #if HAVE_SM90
     __shared__ mla_plan cut;
     __shared__ __align__(16) float x[seqs][MLA_LATENT];
-    __shared__ float4 part[RUNS][32];
+    __shared__ mla_added section[MLA_SECTIONS][32];
     int head = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int first = blockIdx.z * seqs, seq = first + (seqs == 1 ? 0 : warp);
     int out = blockIdx.x * OUTPUTS + warp * 4, column = blockIdx.x * COLUMNS + lane * 4;
@@ -438,35 +431,23 @@ static __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(FINISH_
 #pragma unroll
         for (int j = 0; j < 4; j++)
             row[i][j] = *(const uint2 *)(w + i * MLA_LATENT + j * 128);
-    make_plan(&cut, &b);
+    if (!b.partial)
+        make_plan(&cut, &b);
     cluster_sync(); /* all blocks are there: their memory may be written */
     await_previous();
     if (seq < b.n_seq) {
-        int range, n = ranges_of(&cut, &b, seq, &range);
-        const float2 *state = b.state + (int64_t)range * b.n_heads + head;
-        const float *sum = b.sum + ((int64_t)range * b.n_heads + head) * MLA_LATENT + column;
-        float max = -INFINITY, total = 0;
+        mla_rows rows = b.partial ? sections_of(&b, seq, head) : ranges_of(&cut, &b, seq, head);
+        mla_added all;
 
-        for (int i = lane; i < n; i += 32)
-            max = fmaxf(max, state[(int64_t)i * b.n_heads].x);
-        max = warp_max(max);
-        for (int i = lane; i < n; i += 32) {
-            float2 v = state[(int64_t)i * b.n_heads];
-            total = fmaf(v.y, exp2_f(v.x - max), total);
-        }
-        total = 1.0f / warp_sum(total);
-        float4 all = add_run(sum, state, max, n, b.n_heads, seqs == 1 ? warp : 0);
         if (seqs == 1) {
-            part[warp][lane] = all;
+            section[warp][lane] = add_section(&rows, warp, column);
             __syncthreads();
-            all = part[0][lane];
+            all = join_sections(section);
+        } else {
+            all = add_sections(&rows, column);
         }
-        for (int i = 1; i < RUNS; i++)
-            add_scaled(&all, seqs == 1 ? part[i][lane] : add_run(sum, state, max, n, b.n_heads, i),
-                       1.0f);
         if (seqs > 1 || warp == 0)
-            store_everywhere(&x[seq - first][column], make_float4(all.x * total, all.y * total,
-                                                                  all.z * total, all.w * total));
+            store_everywhere(&x[seq - first][column], latents_of(&all));
     }
     cluster_sync(); /* all latents are there */
     for (int s = 0; s < seqs && first + s < b.n_seq; s++) {
@@ -499,12 +480,19 @@ template <int heads> static lh_status attend(lh_stream *s, const mla_batch *b)
                       sizeof(attend_shared<heads>), *b);
 }
 
-lh_status lh_cuda_mla_step_sm90(lh_stream *s, const mla_batch *b)
+lh_status lh_cuda_mla_attend_ranges_sm90(lh_stream *s, const mla_batch *b)
 {
-    unsigned heads = (unsigned)b->n_heads, n = (unsigned)b->n_seq;
+    return b->n_heads <= 8    ? attend<8>(s, b)
+           : b->n_heads <= 16 ? attend<16>(s, b)
+                              : attend<32>(s, b);
+}
 
-    LH_TRY(heads <= 8 ? attend<8>(s, b) : heads <= 16 ? attend<16>(s, b) : attend<32>(s, b));
-    return mla_launch(s, 1, n == 1 ? finish_kernel<1> : finish_kernel<SEQS>,
-                      dim3(CLUSTER, heads, n == 1 ? 1 : (n + SEQS - 1) / SEQS), FINISH_THREADS, 0,
-                      *b);
+lh_status lh_cuda_mla_finish_sm90(lh_stream *s, const mla_batch *b)
+{
+    unsigned n = (unsigned)b->n_seq;
+
+    /* sections come from the communicator, whose kernels do not let others start early */
+    return mla_launch(s, !b->partial, n == 1 ? finish_kernel<1> : finish_kernel<SEQS>,
+                      dim3(CLUSTER, (unsigned)b->n_heads, n == 1 ? 1 : (n + SEQS - 1) / SEQS),
+                      FINISH_THREADS, 0, *b);
 }

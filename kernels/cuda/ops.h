@@ -30,6 +30,8 @@ lh_status lh_cuda_gated_norm(lh_stream *s, const lh_gated_norm_args *a);
 lh_status lh_cuda_latent(lh_stream *s, const lh_latent_args *a);
 lh_status lh_cuda_mla_prefill(lh_stream *s, const lh_mla_prefill_args *a);
 lh_status lh_cuda_mla_decode(lh_stream *s, const lh_mla_decode_args *a);
+lh_status lh_cuda_mla_attend(lh_stream *s, const lh_mla_decode_args *a);
+lh_status lh_cuda_mla_merge(lh_stream *s, const lh_mla_decode_args *a);
 lh_status lh_cuda_router(lh_stream *s, const lh_router_args *a);
 lh_status lh_cuda_ffn(lh_stream *s, const lh_ffn_args *a);
 lh_status lh_cuda_moe_step(lh_stream *s, const lh_moe_step_args *a);

@@ -1,8 +1,10 @@
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/work.h"
 
 const lh_kernels lh_cuda_table = {
     .name = "cuda",
     .act_bytes = 2,
+    .mla_sections = LH_CUDA_MLA_SECTIONS,
     .device = &lh_device_cuda,
     .embed = lh_cuda_embed,
     .rmsnorm = lh_cuda_rmsnorm,
@@ -18,6 +20,8 @@ const lh_kernels lh_cuda_table = {
     .latent = lh_cuda_latent,
     .mla_prefill = lh_cuda_mla_prefill,
     .mla_decode = lh_cuda_mla_decode,
+    .mla_attend = lh_cuda_mla_attend,
+    .mla_merge = lh_cuda_mla_merge,
     .router = lh_cuda_router,
     .ffn = lh_cuda_ffn,
     .moe_step = lh_cuda_moe_step,

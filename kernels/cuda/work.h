@@ -41,6 +41,7 @@ size_t lh_cuda_kda_layout(lh_cuda_kda_work *w, void *base, int64_t n_rows, int n
 #define LH_CUDA_MLA_SHARES 132    /* blocks of threads; a sequence has at most so many ranges */
 #define LH_CUDA_MLA_UNIT 64       /* keys: ranges are cut at multiples of it */
 #define LH_CUDA_MLA_FIXED_UNITS 4 /* of a range, at least, where others may not show */
+#define LH_CUDA_MLA_SECTIONS 8    /* of a sequence's ranges: what ranks share */
 
 typedef struct lh_cuda_mla_prefill_work {
     void *kv[2]; /* [LH_CUDA_MLA_HEADS, LH_CUDA_MLA_KEYS, LH_CUDA_MLA_KV] bf16 */
