@@ -160,13 +160,16 @@ static lh_status upload_pointers(lh_engine *e, const lh_step_item *const *items)
 static lh_status begin_step(lh_engine *e, const lh_step_item *const *items, int n)
 {
     lh_step_input input = {0};
+    int64_t n_keys = 0;
 
     e->batch = n;
     for (int i = 0; i < n; i++) {
         input.row[i] = items[i]->session->position;
         input.n_keys[i] = input.row[i] + 1;
         input.id[i] = items[i]->tokens[0];
+        n_keys += input.n_keys[i];
     }
+    e->shares_keys = lh_step_shares_keys(&e->g, n, n_keys);
     LH_TRY(upload_pointers(e, items));
     return e->k->device->upload(e->s, e->ws.input, &input, sizeof input);
 }
@@ -209,7 +212,7 @@ lh_status lh_decode(lh_engine *e, const lh_step_item *const *items, int n)
 {
     lh_enter(e, LH_PHASE_EMBED, -1);
     LH_TRY(begin_step(e, items, n));
-    lh_recording *r = &e->recordings[n];
+    lh_recording *r = &e->recordings[e->shares_keys][n];
     if (r->ran && e->k->device->record_begin && !r->steps)
         LH_TRY(record_step(e, r));
     if (r->steps) {

@@ -351,9 +351,11 @@ void lh_engine_close(lh_engine *e)
         return;
     if (e->s) {
         const lh_device_ops *device = e->k->device;
-        for (int i = 0; i <= LH_MAX_BATCH; i++)
-            if (e->recordings[i].steps)
-                device->forget(e->s, e->recordings[i].steps);
+        for (int i = 0; i < 2 * (LH_MAX_BATCH + 1); i++) {
+            void *steps = e->recordings[i % 2][i / 2].steps;
+            if (steps)
+                device->forget(e->s, steps);
+        }
         void *arenas[] = {e->arena_weights, e->arena_work, e->arena_comm,
                           e->arena_kda,     e->arena_conv, e->arena_latent};
         for (size_t i = 0; i < sizeof arenas / sizeof *arenas; i++)

@@ -34,7 +34,7 @@ typedef struct lh_geometry {
     int max_sessions;
     int batch;           /* sequences of a decoding step, at most */
     int by_runs;         /* KDA carries its state by whole runs instead of segments */
-    int shares_keys;     /* in decoding the ranks cut the keys, and have all heads of MLA each */
+    int shares_keys;     /* decoding steps may share MLA's keys, see lh_step_shares_keys */
     int64_t latent_rows; /* rows of a latent cache: context rounded up to LH_KEY_TILE */
     int64_t max_rows;    /* rows of a block on one rank */
     int max_segments;    /* segments of a block on one rank */
@@ -55,6 +55,17 @@ typedef struct lh_settings {
 /* LH_ERR_USAGE: a value out of range. */
 lh_status lh_geometry_make(lh_geometry *out, const lh_dims *d, const lh_kernels *k,
                            size_t act_bytes, const lh_settings *o);
+
+/*
+ * In a decoding step of n_seq sequences, n_keys keys together, the ranks either share MLA's keys,
+ * for all heads each, or its heads, for all keys each. On the CPU they share keys always. A GPU
+ * then has the queries of all heads to make and sums of all heads to send: it pays from so many
+ * keys on that the others read instead. The bits are the same where they may not depend on the
+ * ranks.
+ */
+#define LH_SHARE_KEYS 49152
+#define LH_SHARE_KEYS_EACH 4096 /* more, for each sequence */
+int lh_step_shares_keys(const lh_geometry *g, int64_t n_seq, int64_t n_keys);
 
 #define LH_MAX_BATCH 64 /* sequences of a decoding step */
 
@@ -128,8 +139,8 @@ typedef struct lh_workspace {
         void *b, *low;
         void *y;                        /* [n, D] act, all heads */
         void *mla_q, *mla_o, *mla_work; /* own heads; mla_o all heads */
-        float *mla_partial;             /* [ranges, lh_mla_partial_size()] where keys are shared */
-        void *mla_raw;                  /* [n, d_latent + d_rope] act */
+        float *mla_partial; /* [ranges or sections, lh_mla_partial_size()] where keys are shared */
+        void *mla_raw;      /* [n, d_latent + d_rope] act */
         float *scores, *weight;
         int32_t *expert;
         void *rows;    /* [n, top_k, d_model] act: experts' outputs; then [n, d_model] the shared
@@ -330,14 +341,15 @@ struct lh_engine {
         *arena_host;
     lh_workspace ws;
     lh_host_space host;
-    unsigned char *slot_taken;                  /* [max_sessions] */
-    int step_slots[LH_MAX_BATCH], n_step_slots; /* whose pointers the device has */
-    lh_recording recordings[LH_MAX_BATCH + 1];  /* of a step of so many sessions */
+    unsigned char *slot_taken;                    /* [max_sessions] */
+    int step_slots[LH_MAX_BATCH], n_step_slots;   /* whose pointers the device has */
+    lh_recording recordings[2][LH_MAX_BATCH + 1]; /* shares_keys, sessions of a step */
     lh_rank_plan plan, used;
     size_t free_at_start; /* on a device with memory of its own, before any arena */
 
     lh_block block;
-    int batch; /* sessions of the decoding step that is under way */
+    int batch;       /* sessions of the decoding step that is under way */
+    int shares_keys; /* whether it shares keys */
     lh_phase_clock clock;
     lh_observer observer;
     lh_take_logits take; /* during lh_step_groups, else NULL */

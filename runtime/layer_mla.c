@@ -4,8 +4,8 @@
  *
  * Prefill: each rank computes the latent rows of its own tokens straight into the cache, the ranks
  * exchange them, and each attends for its own queries. Decode: the new row is computed by every
- * rank alike; the keys are shared out for all heads, or, where the backend cannot do that, the
- * heads for all keys.
+ * rank alike; the keys are shared out for all heads, or, where that does not pay, the heads for all
+ * keys.
  */
 #include "base/mem.h"
 #include "runtime/engine_internal.h"
@@ -84,24 +84,34 @@ lh_status lh_mla_prefill(lh_engine *e, int l, int at)
                           d->d_model, 1);
 }
 
-/* The ranks' ranges of keys, each for all heads; then every rank merges them alike. */
+/* The ranks' ranges of keys, or sections of them, each for all heads; then every rank merges them
+ * alike. */
 static lh_status attend_shared(lh_engine *e, lh_mla_decode_args *a, int l)
 {
     size_t row_bytes = (size_t)lh_mla_partial_size(a->n_heads, a->d_latent) * sizeof(float);
-    lh_parts ranges = {.y = a->partial, .n = 1, .unit_bytes = row_bytes};
+    lh_parts sums = {a->partial, NULL, 1, e->k->mla_sections, (size_t)a->n_seq * row_bytes};
 
-    for (int i = 0; i < e->batch; i++)
-        ranges.units += lh_mla_ranges(a->n_keys[i]);
-    lh_range own = lh_split(ranges.units, e->comm->rank, e->comm->size);
+    if (e->k->mla_sections == 0) {
+        sums.unit_bytes = row_bytes;
+        for (int i = 0; i < e->batch; i++)
+            sums.units += lh_mla_ranges(a->n_keys[i]);
+    }
+    lh_range own = lh_split(sums.units, e->comm->rank, e->comm->size);
     a->first_range = (int)own.begin;
     a->n_ranges = (int)lh_range_size(own);
     LH_TRY(e->k->mla_attend(e->s, a));
     lh_enter(e, LH_PHASE_LATENT_EXCHANGE, l);
-    LH_TRY(lh_gather_parts(e, &ranges));
+    LH_TRY(lh_gather_parts(e, &sums));
     lh_enter(e, LH_PHASE_ATTENTION, l);
     a->first_range = 0;
-    a->n_ranges = (int)ranges.units;
+    a->n_ranges = (int)sums.units;
     return e->k->mla_merge(e->s, a);
+}
+
+/* The heads that this rank attends for. */
+static lh_range step_heads(const lh_engine *e)
+{
+    return e->shares_keys ? (lh_range){0, e->d.mla_heads} : e->g.mla_heads;
 }
 
 /* The new tokens' attention, for all heads on every rank. */
@@ -109,10 +119,10 @@ static lh_status attend_step(lh_engine *e, int l, int at)
 {
     const lh_dims *d = &e->d;
     lh_workspace *w = &e->ws;
-    lh_range heads = e->g.mla_heads;
+    lh_range heads = step_heads(e);
     lh_parts o = {w->step.mla_o, w->step.parts, e->batch, d->mla_heads,
                   (size_t)d->d_v * e->g.act_bytes};
-    lh_mla_decode_args a = {.o = e->g.shares_keys ? o.y : lh_own_part(e, &o),
+    lh_mla_decode_args a = {.o = e->shares_keys ? o.y : lh_own_part(e, &o),
                             .q = w->step.mla_q,
                             .latent = (const void *const *)lh_step_pointers(e, LH_STEP_LATENT, at),
                             .n_keys = w->input->n_keys,
@@ -129,7 +139,7 @@ static lh_status attend_step(lh_engine *e, int l, int at)
                             .partial = w->step.mla_partial};
 
     lh_enter(e, LH_PHASE_ATTENTION, l);
-    if (e->g.shares_keys)
+    if (e->shares_keys)
         return attend_shared(e, &a, l);
     if (a.n_heads > 0)
         LH_TRY(e->k->mla_decode(e->s, &a));
@@ -143,7 +153,8 @@ lh_status lh_mla_decode(lh_engine *e, int l, int at)
     const lh_dims *d = &e->d;
     lh_workspace *w = &e->ws;
     int64_t n = e->batch, width = latent_width(e), q_dim = d->d_nope + d->d_rope;
-    int64_t first = e->g.mla_heads.begin * q_dim, q_width = lh_range_size(e->g.mla_heads) * q_dim;
+    lh_range heads = step_heads(e);
+    int64_t first = heads.begin * q_dim, q_width = lh_range_size(heads) * q_dim;
 
     lh_enter(e, LH_PHASE_MLA_PROJECTIONS, l);
     LH_TRY(lh_rows_norm(e, lw->attn_norm, n));

@@ -49,14 +49,22 @@ lh_status lh_geometry_make(lh_geometry *out, const lh_dims *d, const lh_kernels 
         g.round_segments = g.max_segments;
     g.round_rows = g.round_segments * g.segment;
     g.kda_heads = lh_split(d->kda_heads, g.rank, size);
-    g.shares_keys = size > 1 && k->mla_sections == 0;
-    g.mla_heads =
-        g.shares_keys ? (lh_range){0, d->mla_heads} : lh_split(d->mla_heads, g.rank, size);
+    g.shares_keys = size > 1 && (k->mla_sections == 0 || size <= k->mla_sections);
+    g.mla_heads = lh_split(d->mla_heads, g.rank, size);
     g.experts = lh_split(d->n_experts, g.rank, size);
     g.d_model = lh_split(d->d_model, g.rank, size);
     g.vocab = lh_split(d->n_vocab, g.rank, size);
     *out = g;
     return LH_OK;
+}
+
+int lh_step_shares_keys(const lh_geometry *g, int64_t n_seq, int64_t n_keys)
+{
+    int64_t spared = n_keys - n_keys / g->size;
+
+    if (!g->shares_keys || g->k->mla_sections == 0)
+        return g->shares_keys;
+    return spared >= LH_SHARE_KEYS + n_seq * LH_SHARE_KEYS_EACH;
 }
 
 static void *take(lh_carve *c, int64_t rows, int64_t width, size_t elem_bytes)
@@ -136,7 +144,11 @@ static void layout_step(lh_workspace *w, lh_carve *c, const lh_geometry *g)
 {
     const lh_dims *d = g->d;
     int64_t n = g->batch, own = lh_range_size(g->kda_heads), dim = d->kda_dim;
-    int64_t own_mla = lh_range_size(g->mla_heads), mla_width = (int64_t)d->mla_heads * d->d_v;
+    int64_t own_mla = g->shares_keys ? d->mla_heads : lh_range_size(g->mla_heads);
+    int64_t sums = !g->shares_keys      ? 0
+                   : g->k->mla_sections ? g->k->mla_sections
+                                        : lh_mla_most_ranges(g->context);
+    int64_t mla_width = (int64_t)d->mla_heads * d->d_v;
     int64_t widest = lh_max64(d->d_model, lh_max64(d->kda_heads * dim, mla_width));
     int64_t hidden =
         lh_max64(lh_max64(d->top_k * d->d_expert, d->d_shared), d->n_dense_layers ? d->d_ffn : 0);
@@ -157,8 +169,8 @@ static void layout_step(lh_workspace *w, lh_carve *c, const lh_geometry *g)
     w->step.mla_o = take(c, n, mla_width, act);
     w->step.mla_work = take_work(
         c, g->k->mla_decode_work_bytes(n, g->context, (int)own_mla, d->d_latent, d->d_rope));
-    w->step.mla_partial = take(c, g->shares_keys ? n * lh_mla_most_ranges(g->context) : 0,
-                               lh_mla_partial_size(d->mla_heads, d->d_latent), sizeof(float));
+    w->step.mla_partial =
+        take(c, n * sums, lh_mla_partial_size(d->mla_heads, d->d_latent), sizeof(float));
     w->step.scores = take(c, n, d->n_experts, sizeof(float));
     w->step.weight = take(c, n, d->top_k, sizeof(float));
     w->step.expert = take(c, n, d->top_k, sizeof(int32_t));

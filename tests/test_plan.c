@@ -145,6 +145,38 @@ static void test_sharing(void)
     CHECK(lh_fits(&f, 0));
 }
 
+/* Ranks of GPUs have room for the sums of a sequence's sections, as many as there are at all
+ * lengths, and share keys where it pays; CPUs have room for ranges, and always do. */
+static void test_shared_keys(void)
+{
+    const lh_kernels *gpu = lh_kernels_cuda_sizes();
+    lh_settings o = {.size = 2, .n_threads = 1, .max_sessions = 3};
+    lh_dims *d = calloc(1, sizeof *d);
+    lh_geometry g;
+
+    CHECK_OK(lh_config_read(d, PUBLISHED, NULL));
+    for (int on_gpu = 0; on_gpu <= 1; on_gpu++) {
+        const lh_kernels *k = on_gpu ? gpu : &lh_kernels_cpu;
+        int64_t rows = on_gpu ? gpu->mla_sections : LH_MLA_RANGES;
+        lh_workspace w = {0};
+        CHECK_OK(lh_geometry_make(&g, d, k, k->act_bytes, &o));
+        lh_workspace_layout(&w, (void *)(uintptr_t)256, &g);
+        CHECK_EQ((char *)w.step.scores - (char *)w.step.mla_partial,
+                 3 * rows * lh_mla_partial_size(d->mla_heads, d->d_latent) * 4);
+        CHECK_EQ(lh_step_shares_keys(&g, 1, 1), !on_gpu);
+        CHECK(lh_step_shares_keys(&g, 1, 131072));
+        CHECK_EQ(lh_step_shares_keys(&g, 64, 131072), !on_gpu);
+        CHECK(lh_step_shares_keys(&g, 64, 1 << 20));
+    }
+    o.size = gpu->mla_sections + 1; /* one would have none */
+    CHECK_OK(lh_geometry_make(&g, d, gpu, gpu->act_bytes, &o));
+    CHECK(!lh_step_shares_keys(&g, 1, 1 << 20));
+    o.size = 1;
+    CHECK_OK(lh_geometry_make(&g, d, &lh_kernels_cpu, 4, &o));
+    CHECK(!lh_step_shares_keys(&g, 1, 1 << 20));
+    free(d);
+}
+
 int main(int argc, char **argv)
 {
     check_init(argc, argv);
@@ -153,6 +185,7 @@ int main(int argc, char **argv)
     RUN(test_deterministic);
     RUN(test_largest_context);
     RUN(test_sharing);
+    RUN(test_shared_keys);
     temp_dir_remove();
     return check_done();
 }
