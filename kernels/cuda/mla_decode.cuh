@@ -213,6 +213,14 @@ static __device__ __forceinline__ void add_scaled(float4 *sum, float4 x, float f
     sum->w = fmaf(x.w, factor, sum->w);
 }
 
+/* A row by itself. */
+static __device__ __forceinline__ mla_added row_of(const mla_rows *r, int i, int column)
+{
+    float2 v = r->state[i * r->state_step];
+    mla_added a = {*(const float4 *)(r->sum + i * r->sum_step + column), v.x, v.y};
+    return a;
+}
+
 /* A section of the rows, in rising order, latents column .. column + 3. One that is a single row is
  * that row, bit by bit. */
 static __device__ __forceinline__ mla_added add_section(const mla_rows *r, int section, int column)

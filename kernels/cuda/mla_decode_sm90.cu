@@ -380,6 +380,14 @@ static __device__ __forceinline__ mla_added add_sections(const mla_rows *r, int 
     for (int i = threadIdx.x % 32; i < r->n; i += 32)
         all.max = fmaxf(all.max, r->state[i * r->state_step].x);
     all.max = warp_max(all.max);
+    if (r->section == 1) { /* a row each: none waits for another */
+#pragma unroll 4
+        for (int i = 0; i < r->n; i++) {
+            mla_added row = row_of(r, i, column);
+            join_section(&all, &row);
+        }
+        return all;
+    }
     for (int i = 0; i < MLA_SECTIONS; i++) {
         mla_added section = add_section(r, i, column);
         join_section(&all, &section);
