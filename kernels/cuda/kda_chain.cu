@@ -13,10 +13,11 @@
 
 #define BLOCKS 4 /* of a tile and head: an item */
 #define CHAIN_THREADS 160
-#define LOADER 4       /* the warp that loads */
-#define STAGES 3       /* on Hopper */
-#define LEAST_STAGES 2 /* where shared memory has no room for more */
-#define HAND 2         /* buffers from a warp of the chain to its warp of outputs */
+#define LOADER 4              /* the warp that loads */
+#define READERS (32 * LOADER) /* each frees a stage itself, when it has read its part */
+#define STAGES 3              /* on Hopper */
+#define LEAST_STAGES 2        /* where shared memory has no room for more */
+#define HAND 2                /* buffers from a warp of the chain to its warp of outputs */
 
 /* What comes in for a chunk: the image up to its end for this kernel, and columns of u. */
 #define MAPS_BYTES offsetof(kda_image, q)
@@ -273,9 +274,7 @@ static __device__ __forceinline__ void advance(columns *s, const kda_image *imag
         if (to && i == 6) {
             if (lane == 0)
                 to->down = down;
-            __syncwarp(); /* all have written */
-            if (lane == 0)
-                barrier_arrive(to_full);
+            barrier_arrive(to_full); /* each lane what it has written */
         }
 #pragma unroll
         for (int j = 0; j < 4; j++) {
@@ -284,14 +283,6 @@ static __device__ __forceinline__ void advance(columns *s, const kda_image *imag
             mma_half(s->c[n + 1], left, b[i & 1][j].z, b[i & 1][j].w);
         }
     }
-}
-
-/* This warp has read a stage. */
-static __device__ __forceinline__ void free_stage(uint64_t *empty)
-{
-    __syncwarp();
-    if (threadIdx.x % 32 == 0)
-        barrier_arrive(empty);
 }
 
 /*
@@ -327,7 +318,7 @@ static __device__ void init_barriers(uint64_t (&full)[N_STAGES], uint64_t (&empt
 {
     for (int i = 0; i < N_STAGES; i++) {
         barrier_init(&full[i], LOADER_LANES);
-        barrier_init(&empty[i], 4);
+        barrier_init(&empty[i], READERS);
     }
 }
 
@@ -359,7 +350,7 @@ static __device__ void run_finish(finish_shared<N_STAGES> *s, const chain_args *
             advance(&c, image, s->stage[r.at].u[warp], up * image->v_scale[group],
                     &s->hands[warp][h.at], power_of_two(-e), &s->hand_empty[warp][h.at], h.parity,
                     &s->hand_full[warp][h.at]);
-            free_stage(&s->empty[r.at]);
+            barrier_arrive(&s->empty[r.at]);
             ring_next(&r, N_STAGES);
             ring_next(&h, HAND);
         }
@@ -418,10 +409,8 @@ static __device__ void run_outputs(finish_shared<N_STAGES> *s, const chain_args 
                     mma_half(out[m][1], scores, fresh.y, fresh.w);
                 }
             }
-            __syncwarp(); /* all have read */
-            if (lane == 0)
-                barrier_arrive(&s->hand_empty[warp][h.at]);
-            free_stage(&s->empty[r.at]);
+            barrier_arrive(&s->hand_empty[warp][h.at]);
+            barrier_arrive(&s->empty[r.at]);
             ring_next(&r, N_STAGES);
             ring_next(&h, HAND);
             /* A lane has two columns each of (rows lane / 4, + 8) x (columns 0 .. 7, 8 .. 15);
@@ -466,8 +455,8 @@ static __global__ void __launch_bounds__(CHAIN_THREADS, 1) finish_kernel(const c
         init_barriers(s->full, s->empty);
         for (int i = 0; i < 2; i++)
             for (int j = 0; j < HAND; j++) {
-                barrier_init(&s->hand_full[i][j], 1);
-                barrier_init(&s->hand_empty[i][j], 1);
+                barrier_init(&s->hand_full[i][j], 32);
+                barrier_init(&s->hand_empty[i][j], 32);
             }
         fence_barriers();
     }
@@ -562,7 +551,7 @@ static __device__ void run_maps(maps_shared<N_STAGES> *s, const chain_args *a, i
             else
                 advance(&c, image, s->stage[r.at].u[warp], up * image->v_scale[group], NULL, 0,
                         NULL, 0, NULL);
-            free_stage(&s->empty[r.at]);
+            barrier_arrive(&s->empty[r.at]);
             ring_next(&r, N_STAGES);
             if (p.of_map && (i + 1) % LOOK == 0 && i + 1 < n && !__syncthreads_or(is_left(&c))) {
                 scale(&c, 0.0f);

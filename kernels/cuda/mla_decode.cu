@@ -20,7 +20,8 @@
 #define ROW_BYTES (MLA_WIDTH * 2)
 #define CHUNKS (MLA_WIDTH / 8) /* 16-byte chunks of a row */
 #define COLUMNS 128            /* latents of a block of absorb and merge */
-#define SEQS 8                 /* sequences of a block of absorb and project */
+#define FEW_SEQS 8             /* sequences of a block of absorb and project */
+#define SEQS 16                /* the same where there are more */
 
 static_assert(MLA_WIDTH % (16 * GROUPS) == 0 && MLA_LATENT == THREADS / 32 * 64, "even shares");
 static_assert(MLA_SECTIONS == THREADS / 32, "a section for each warp");
@@ -35,8 +36,8 @@ template <int heads, int keys, int stages> struct attend_shared {
     mla_plan cut;
 };
 
-/* One head's 128 columns of q_nope W_uk, for up to 8 sequences; sums over four quarters of q_nope
- * are added in rising order. The rest of q is copied. */
+/* One head's 128 columns of q_nope W_uk, for up to SEQS sequences; sums over four quarters of
+ * q_nope are added in rising order. The rest of q is copied. */
 template <int seqs>
 static __global__ void __launch_bounds__(THREADS) absorb_kernel(const __grid_constant__ mla_batch b)
 {
@@ -363,22 +364,17 @@ static __global__ void __launch_bounds__(THREADS) merge_kernel(const __grid_cons
         latents_of(&all);
 }
 
-/* 32 outputs of W_uv of one head, for up to 8 sequences; a warp has four of them. */
+/* 32 outputs of W_uv of one head, for up to SEQS sequences; a warp has four of them. */
 template <int seqs>
 static __global__ void __launch_bounds__(THREADS)
     project_kernel(const __grid_constant__ mla_batch b)
 {
     __shared__ __align__(16) float x[seqs][MLA_LATENT];
     int head = blockIdx.y, first = blockIdx.z * seqs;
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, out = blockIdx.x * 32 + warp * 4;
-    const bf16 *w = b.w_kvb + ((int64_t)head * MLA_KV + MLA_NOPE + out) * MLA_LATENT + lane * 4;
-    uint2 row[4][4];
+    int out = blockIdx.x * 32 + threadIdx.x / 32 * 4;
+    mla_outputs w;
 
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-#pragma unroll
-        for (int j = 0; j < 4; j++)
-            row[i][j] = *(const uint2 *)(w + i * MLA_LATENT + j * 128);
+    load_outputs(&w, b.w_kvb + ((int64_t)head * MLA_KV + MLA_NOPE + out) * MLA_LATENT);
     for (int i = threadIdx.x; i < seqs * MLA_LATENT; i += THREADS) {
         int seq = first + i / MLA_LATENT;
         x[i / MLA_LATENT][i % MLA_LATENT] =
@@ -387,26 +383,9 @@ static __global__ void __launch_bounds__(THREADS)
                 : 0.0f;
     }
     __syncthreads();
-    for (int s = 0; s < seqs && first + s < b.n_seq; s++) {
-        float sum[4] = {};
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            float4 v = *(const float4 *)&x[s][j * 128 + lane * 4];
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                sum[i] = fmaf(__uint_as_float(row[i][j].x << 16), v.x, sum[i]);
-                sum[i] = fmaf(__uint_as_float(row[i][j].x & 0xffff0000u), v.y, sum[i]);
-                sum[i] = fmaf(__uint_as_float(row[i][j].y << 16), v.z, sum[i]);
-                sum[i] = fmaf(__uint_as_float(row[i][j].y & 0xffff0000u), v.w, sum[i]);
-            }
-        }
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            sum[i] = warp_sum(sum[i]);
-        if (lane == 0)
-            *(uint2 *)(b.o + ((int64_t)(first + s) * b.n_heads + head) * MLA_V + out) =
-                make_uint2(pack2(sum[0], sum[1]), pack2(sum[2], sum[3]));
-    }
+    unpack_outputs(&w);
+    for (int s = 0; s < seqs && first + s < b.n_seq; s++)
+        write_outputs(b.o + ((int64_t)(first + s) * b.n_heads + head) * MLA_V + out, &w, x[s]);
 }
 
 template <int tiles, int keys, int stages>
@@ -421,13 +400,17 @@ static lh_status attend_ranges(lh_stream *s, const mla_batch *b)
 /* Blocks of absorb and project for each head and the sequences of a launch. */
 static dim3 by_heads(const mla_batch *b, unsigned blocks)
 {
-    return dim3(blocks, (unsigned)b->n_heads, b->n_seq == 1 ? 1 : (unsigned)div_up(b->n_seq, SEQS));
+    return dim3(blocks, (unsigned)b->n_heads,
+                b->n_seq <= FEW_SEQS ? 1 : (unsigned)div_up(b->n_seq, SEQS));
 }
 
 /* The sums of the ranges of some sections. */
 static lh_status attend(lh_stream *s, const mla_batch *b)
 {
-    LH_TRY(mla_launch(s, s->arch == 90, b->n_seq == 1 ? absorb_kernel<1> : absorb_kernel<SEQS>,
+    LH_TRY(mla_launch(s, s->arch == 90,
+                      b->n_seq == 1          ? absorb_kernel<1>
+                      : b->n_seq <= FEW_SEQS ? absorb_kernel<FEW_SEQS>
+                                             : absorb_kernel<SEQS>,
                       by_heads(b, MLA_LATENT / COLUMNS), THREADS, 0, *b));
     if (s->arch == 90)
         return lh_cuda_mla_attend_ranges_sm90(s, b);
@@ -442,7 +425,10 @@ static lh_status finish(lh_stream *s, const mla_batch *b)
     if (s->arch == 90)
         return lh_cuda_mla_finish_sm90(s, b);
     LH_TRY(mla_launch(s, 0, merge_kernel, merge, THREADS, 0, *b));
-    return mla_launch(s, 0, b->n_seq == 1 ? project_kernel<1> : project_kernel<SEQS>,
+    return mla_launch(s, 0,
+                      b->n_seq == 1          ? project_kernel<1>
+                      : b->n_seq <= FEW_SEQS ? project_kernel<FEW_SEQS>
+                                             : project_kernel<SEQS>,
                       by_heads(b, MLA_V / 32), THREADS, 0, *b);
 }
 

@@ -270,6 +270,69 @@ static __device__ __forceinline__ float4 latents_of(const mla_added *all)
                        all->sum.w * scale);
 }
 
+/* Rows of W_uv of four outputs: this lane's latents, j * 128 + lane * 4 .. + 3 of each. */
+typedef struct mla_outputs {
+    uint2 packed[4][4];
+    float w[4][16];
+} mla_outputs;
+
+static __device__ __forceinline__ void load_outputs(mla_outputs *m, const bf16 *w)
+{
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            m->packed[i][j] = *(const uint2 *)(w + i * MLA_LATENT + j * 128 + threadIdx.x % 32 * 4);
+}
+
+/* Once they are there. */
+static __device__ __forceinline__ void unpack_outputs(mla_outputs *m)
+{
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            m->w[i][4 * j] = __uint_as_float(m->packed[i][j].x << 16);
+            m->w[i][4 * j + 1] = __uint_as_float(m->packed[i][j].x & 0xffff0000u);
+            m->w[i][4 * j + 2] = __uint_as_float(m->packed[i][j].y << 16);
+            m->w[i][4 * j + 3] = __uint_as_float(m->packed[i][j].y & 0xffff0000u);
+        }
+}
+
+/* One step of two sums over the lanes: those with bit `m` go on with `high`, the others with
+ * `low`. */
+static __device__ __forceinline__ float halve(float low, float high, int m)
+{
+    int upper = threadIdx.x & m;
+    float kept = upper ? high : low;
+    return kept + __shfl_xor_sync(0xffffffffu, upper ? low : high, m);
+}
+
+/* Four outputs o of one head from its latents x, by a warp: sums in the order of warp_sum, but the
+ * four of them share its steps. */
+static __device__ __forceinline__ void write_outputs(bf16 *o, const mla_outputs *m, const float *x)
+{
+    int lane = threadIdx.x % 32;
+    float sum[4] = {};
+
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        float4 v = *(const float4 *)&x[j * 128 + lane * 4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            sum[i] = fmaf(m->w[i][4 * j], v.x, sum[i]);
+            sum[i] = fmaf(m->w[i][4 * j + 1], v.y, sum[i]);
+            sum[i] = fmaf(m->w[i][4 * j + 2], v.z, sum[i]);
+            sum[i] = fmaf(m->w[i][4 * j + 3], v.w, sum[i]);
+        }
+    }
+    float own = halve(halve(sum[0], sum[2], 16), halve(sum[1], sum[3], 16), 8);
+    for (int k = 4; k > 0; k /= 2)
+        own += __shfl_xor_sync(0xffffffffu, own, k);
+    if (lane % 8 == 0)
+        o[lane / 16 * 2 + lane / 8 % 2] = __float2bfloat16_rn(own);
+}
+
 /* The same two steps for Hopper: the sums of ranges, while the queries are being brought into
  * latent space; the result from ranges or sections. */
 lh_status lh_cuda_mla_attend_ranges_sm90(lh_stream *s, const mla_batch *b);

@@ -21,7 +21,7 @@
 #define COLUMNS (MLA_LATENT / CLUSTER)
 #define OUTPUTS (MLA_V / CLUSTER)
 #define FINISH_THREADS (MLA_SECTIONS * 32)
-#define SEQS (FINISH_THREADS / 32)
+#define WARPS (FINISH_THREADS / 32)
 
 template <int heads> struct attend_shared {
     bf16 latent[STAGES][SLABS][SLAB];
@@ -418,8 +418,8 @@ static __device__ __forceinline__ void cluster_sync(void)
 #endif
 
 /* One head's ranges, or the sections of all ranks, merged and multiplied by W_uv, for `seqs`
- * sequences: with one, each warp adds a section; with more, each warp has a sequence and adds its
- * sections alike. */
+ * sequences: with one, each warp adds a section; with more, each warp has every WARPS-th sequence
+ * and adds its sections alike. */
 template <int seqs>
 static __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(FINISH_THREADS)
     finish_kernel(const __grid_constant__ mla_batch b)
@@ -429,21 +429,17 @@ static __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(FINISH_
     __shared__ __align__(16) float x[seqs][MLA_LATENT];
     __shared__ mla_added section[MLA_SECTIONS][32];
     int head = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    int first = blockIdx.z * seqs, seq = first + (seqs == 1 ? 0 : warp);
+    int first = blockIdx.z * seqs;
     int out = blockIdx.x * OUTPUTS + warp * 4, column = blockIdx.x * COLUMNS + lane * 4;
-    const bf16 *w = b.w_kvb + ((int64_t)head * MLA_KV + MLA_NOPE + out) * MLA_LATENT + lane * 4;
-    uint2 row[4][4];
+    mla_outputs w;
 
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-#pragma unroll
-        for (int j = 0; j < 4; j++)
-            row[i][j] = *(const uint2 *)(w + i * MLA_LATENT + j * 128);
+    load_outputs(&w, b.w_kvb + ((int64_t)head * MLA_KV + MLA_NOPE + out) * MLA_LATENT);
     if (!b.partial)
         make_plan(&cut, &b);
     cluster_sync(); /* all blocks are there: their memory may be written */
     await_previous();
-    if (seq < b.n_seq) {
+    for (int i = seqs == 1 ? 0 : warp; i < seqs && first + i < b.n_seq; i += WARPS) {
+        int seq = first + i;
         mla_rows rows = b.partial ? sections_of(&b, seq, head) : ranges_of(&cut, &b, seq, head);
         mla_added all;
 
@@ -455,29 +451,12 @@ static __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(FINISH_
             all = add_sections(&rows, column);
         }
         if (seqs > 1 || warp == 0)
-            store_everywhere(&x[seq - first][column], latents_of(&all));
+            store_everywhere(&x[i][column], latents_of(&all));
     }
     cluster_sync(); /* all latents are there */
-    for (int s = 0; s < seqs && first + s < b.n_seq; s++) {
-        float sum[4] = {};
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            float4 v = *(const float4 *)&x[s][j * 128 + lane * 4];
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                sum[i] = fmaf(__uint_as_float(row[i][j].x << 16), v.x, sum[i]);
-                sum[i] = fmaf(__uint_as_float(row[i][j].x & 0xffff0000u), v.y, sum[i]);
-                sum[i] = fmaf(__uint_as_float(row[i][j].y << 16), v.z, sum[i]);
-                sum[i] = fmaf(__uint_as_float(row[i][j].y & 0xffff0000u), v.w, sum[i]);
-            }
-        }
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            sum[i] = warp_sum(sum[i]);
-        if (lane == 0)
-            *(uint2 *)(b.o + ((int64_t)(first + s) * b.n_heads + head) * MLA_V + out) =
-                make_uint2(pack2(sum[0], sum[1]), pack2(sum[2], sum[3]));
-    }
+    unpack_outputs(&w);
+    for (int s = 0; s < seqs && first + s < b.n_seq; s++)
+        write_outputs(b.o + ((int64_t)(first + s) * b.n_heads + head) * MLA_V + out, &w, x[s]);
 #endif
 }
 
@@ -497,10 +476,13 @@ lh_status lh_cuda_mla_attend_ranges_sm90(lh_stream *s, const mla_batch *b)
 
 lh_status lh_cuda_mla_finish_sm90(lh_stream *s, const mla_batch *b)
 {
-    unsigned n = (unsigned)b->n_seq;
+    int n = b->n_seq, seqs = n == 1 ? 1 : n <= WARPS ? WARPS : 2 * WARPS;
 
     /* sections come from the communicator, whose kernels do not let others start early */
-    return mla_launch(s, !b->partial, n == 1 ? finish_kernel<1> : finish_kernel<SEQS>,
-                      dim3(CLUSTER, (unsigned)b->n_heads, n == 1 ? 1 : (n + SEQS - 1) / SEQS),
+    return mla_launch(s, !b->partial,
+                      n == 1       ? finish_kernel<1>
+                      : n <= WARPS ? finish_kernel<WARPS>
+                                   : finish_kernel<2 * WARPS>,
+                      dim3(CLUSTER, (unsigned)b->n_heads, (unsigned)div_up(n, seqs)),
                       FINISH_THREADS, 0, *b);
 }
