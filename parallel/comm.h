@@ -16,7 +16,8 @@
  * bits wide, zero allowed. A communicator belongs to one thread.
  *
  * On the device NCCL does not say which peer it waits for, nor does it compare sizes: a peer that
- * names another one, or is in another operation, is a wait until the deadline or wrong bytes. So
+ * names another one, or is in another operation, is a wait until the deadline or wrong bytes. After
+ * a wait too long the ranks therefore call the roll on the host, and name who does not answer; and
  * sizes that are not known to agree are exchanged through host memory first.
  */
 #ifndef LH_PARALLEL_COMM_H
@@ -49,6 +50,10 @@ typedef struct lh_comm_ops {
     lh_status (*merge)(lh_comm *c, void *buf, size_t bytes, void *scratch, lh_stream *s);
     lh_status (*wait)(lh_comm *c, lh_stream *s, int mark);
     void (*progress)(lh_comm *c); /* lets messages of finished operations get on; does not wait */
+    /* After a wait that another communicator gave up, which each rank does for itself: `who`
+     * becomes the ranks that do not say within a second or two that they have given up, too ("rank
+     * 1, 4"), or "". NULL where there are no others. */
+    void (*roll_call)(lh_comm *c, char *who, size_t size);
     void (*abort)(lh_comm *c, int exit_code);
     void (*destroy)(lh_comm *c);
 } lh_comm_ops;

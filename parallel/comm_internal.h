@@ -17,6 +17,9 @@ const char *lh_comm_place(const lh_comm *c, const char *op, char *text, size_t s
  */
 double lh_comm_idle(const lh_comm *c, unsigned n_polls, double since);
 
+/* How long a rank may take to answer a roll call. */
+#define LH_ROLL_CALL_S 2.0
+
 /* A wait for what no peer can hold up: the device's own. */
 lh_status lh_comm_sync(lh_comm *c, lh_stream *s, int mark);
 

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/log.h"
@@ -38,8 +39,8 @@ typedef struct transfer {
 
 typedef struct mpi_comm {
     lh_comm base;
-    MPI_Comm comm;
-    int broken; /* a wait failed: peers may be anywhere, only abort and destroy are left */
+    MPI_Comm comm, roll; /* roll: of roll calls, whose messages must not meet others */
+    int broken;          /* a wait failed: peers may be anywhere, only abort and destroy are left */
     unsigned step;
     enum op op;
     int n_transfers, n_open;
@@ -355,6 +356,51 @@ static void mpi_progress(lh_comm *c)
         (void)MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, m->comm, &found, MPI_STATUS_IGNORE);
 }
 
+/* Every rank sends to every other; whether all have been heard in time. */
+static int hear_all(mpi_comm *m)
+{
+    static const int here = 1;
+    int n = m->base.size, done = 0, ok = 1;
+    double since = lh_log_seconds();
+
+    for (int r = 0; r < n; r++)
+        m->requests[r] = m->requests[n + r] = MPI_REQUEST_NULL;
+    for (int r = 0; r < n && ok; r++)
+        if (r != m->base.rank)
+            ok = MPI_Irecv(&m->ready[r], 1, MPI_INT, r, 0, m->roll, &m->requests[r]) ==
+                     MPI_SUCCESS &&
+                 MPI_Isend(&here, 1, MPI_INT, r, 0, m->roll, &m->requests[n + r]) == MPI_SUCCESS;
+    while (ok && !done && lh_log_seconds() - since < LH_ROLL_CALL_S) {
+        ok = MPI_Testall(n, m->requests, &done, m->statuses) == MPI_SUCCESS;
+        (void)nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    }
+    return ok && done;
+}
+
+static void mpi_roll_call(lh_comm *c, char *who, size_t size)
+{
+    mpi_comm *m = (mpi_comm *)c;
+    size_t len = 0;
+
+    who[0] = 0;
+    if (m->broken)
+        return;
+    int all = hear_all(m);
+    for (int r = 0; r < c->size; r++) {
+        MPI_Request *heard = &m->requests[r], *told = &m->requests[c->size + r];
+        int done = 0;
+        if (!all && *heard != MPI_REQUEST_NULL &&
+            !(MPI_Test(heard, &done, MPI_STATUS_IGNORE) == MPI_SUCCESS && done)) {
+            (void)MPI_Cancel(heard);
+            (void)MPI_Request_free(heard);
+            if (len + 16 < size)
+                len += (size_t)snprintf(who + len, size - len, len ? ", %d" : "rank %d", r);
+        }
+        if (*told != MPI_REQUEST_NULL)
+            (void)MPI_Request_free(told);
+    }
+}
+
 static void mpi_abort(lh_comm *c, int exit_code)
 {
     (void)c; /* perhaps of a few ranks only: the others would wait for ever */
@@ -366,8 +412,10 @@ static void mpi_destroy(lh_comm *c)
 {
     mpi_comm *m = (mpi_comm *)c;
 
-    if (!m->broken) /* otherwise peers may not come along, and the process is about to end */
+    if (!m->broken) { /* otherwise peers may not come along, and the process is about to end */
+        (void)MPI_Comm_free(&m->roll);
         (void)MPI_Comm_free(&m->comm);
+    }
     free(m);
 }
 
@@ -381,6 +429,7 @@ static const lh_comm_ops mpi_ops = {
     .merge = mpi_merge,
     .wait = lh_comm_sync,
     .progress = mpi_progress,
+    .roll_call = mpi_roll_call,
     .abort = mpi_abort,
     .destroy = mpi_destroy,
 };
@@ -450,7 +499,7 @@ out:
 static lh_status create(lh_comm **out, int n_ranks, double timeout_s)
 {
     lh_status st = LH_OK;
-    MPI_Comm dup = MPI_COMM_NULL;
+    MPI_Comm dup = MPI_COMM_NULL, roll = MPI_COMM_NULL;
     mpi_comm *m = NULL;
     void *block = NULL;
     int rank = 0, size = 0, mine, all;
@@ -459,6 +508,7 @@ static lh_status create(lh_comm **out, int n_ranks, double timeout_s)
     LH_TRY(begin_mpi());
     LH_TRY(duplicate(&dup, n_ranks));
     MPI_TRY_OUT("MPI_Comm_set_errhandler", MPI_Comm_set_errhandler(dup, MPI_ERRORS_RETURN));
+    MPI_TRY_OUT("MPI_Comm_dup", MPI_Comm_dup(dup, &roll)); /* with its way to handle errors */
     MPI_TRY_OUT("MPI_Comm_rank", MPI_Comm_rank(dup, &rank));
     MPI_TRY_OUT("MPI_Comm_size", MPI_Comm_size(dup, &size));
 
@@ -473,13 +523,16 @@ static lh_status create(lh_comm **out, int n_ranks, double timeout_s)
     m->base =
         (lh_comm){.ops = &mpi_ops, .rank = rank, .size = size, .timeout_s = timeout_s, .layer = -1};
     m->comm = dup;
+    m->roll = roll;
     if (rank == 0)
         LH_LOG_I("comm", "mpi, %d ranks, waits of at most %g s", size, timeout_s);
     *out = &m->base;
-    dup = MPI_COMM_NULL;
+    dup = roll = MPI_COMM_NULL;
     block = NULL;
 out:
     free(block);
+    if (roll != MPI_COMM_NULL)
+        (void)MPI_Comm_free(&roll);
     if (dup != MPI_COMM_NULL)
         (void)MPI_Comm_free(&dup);
     return st;

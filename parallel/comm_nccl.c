@@ -55,11 +55,15 @@ static lh_status cuda_failed(nccl_comm *n, const char *call, cudaError_t e)
 
 static lh_status timed_out(nccl_comm *n, double waited, const char *what)
 {
-    char where[96];
+    lh_comm *host = n->base.host;
+    char where[96], who[128] = "";
 
     n->broken = 1;
-    return LH_FAIL(LH_ERR_TIMEOUT, "waited %.1f s for %s in %s: another rank is lost or elsewhere",
-                   waited, what, lh_comm_place(&n->base, n->op, where, sizeof where));
+    if (host->ops->roll_call)
+        host->ops->roll_call(host, who, sizeof who);
+    return LH_FAIL(LH_ERR_TIMEOUT, "waited %.1f s for %s in %s: %s%s", waited, what,
+                   lh_comm_place(&n->base, n->op, where, sizeof where), who,
+                   who[0] ? " does not answer" : "all ranks wait like this one");
 }
 
 /* `rc` is what a call returned: polls until it is in progress no more. */
