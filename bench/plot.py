@@ -68,6 +68,11 @@ def rows(name):
         return list(csv.DictReader(f))
 
 
+def newest(used):
+    """The last row of each measurement."""
+    return list({(row["what"], row["size"], row["ranks"]): row for row in used}.values())
+
+
 def tokens_name(n):
     for unit, size in (("M", 1 << 20), ("k", 1 << 10)):
         if n >= size and n % size == 0:
@@ -152,7 +157,7 @@ def compared(name):
 
 def prefill():
     """Prefill of the published shape on one H200, beside the peer."""
-    used = [row for row in rows("h200.csv") if row["what"] == "48B shape prefill" and row["ranks"] == "1"]
+    used = newest(row for row in rows("h200.csv") if row["what"] == "48B shape prefill" and row["ranks"] == "1")
     series = {"Longhaul": [(int(row["size"]), float(row["value"])) for row in used],
               used[0]["peer"]: [(int(row["size"]), float(row["peer_value"])) for row in used]}
     picture = Picture(720, 420, "Prefill of the published shape on one H200", "49.1 B parameters in bf16, synthetic",
@@ -164,7 +169,8 @@ def prefill():
 
 def operations():
     """Single operations: their speed as a share of what stands beside them in the file."""
-    used = [row for row in rows("h200.csv") if row["peer_value"] and "48B" not in row["what"]]
+    used = newest(row for row in rows("h200.csv")
+                  if row["peer_value"] and "48B" not in row["what"] and row["ranks"] == "1")
     used.sort(key=lambda row: row["peer"] != "copy")
     left, top, step = 330, 92, 34
     width, height = 880, top + step * len(used) + 100

@@ -119,11 +119,11 @@ typedef struct lh_workspace {
         void *hidden; /* [n, 2, d_ffn] act */
     } dense;
     struct {
-        float *scores;         /* [n, n_experts] */
-        int32_t *expert;       /* [n, top_k] */
-        float *weight;         /* [n, top_k] */
-        void *shared;          /* [n, d_model] act */
-        void *shared_hidden;   /* [n, 2, d_shared] act */
+        float *scores;       /* [n, n_experts] */
+        int32_t *expert;     /* [n, top_k] */
+        float *weight;       /* [n, top_k] */
+        void *shared;        /* [n, d_model] act */
+        void *shared_hidden; /* [n, 2, d_shared] act */
         /* sent, received, back: over one rank nothing travels, and they are empty */
         void *sent;            /* copies that leave, one per (row, rank) [.., d_model] act */
         void *received;        /* copies that arrive */
