@@ -8,7 +8,8 @@
  * outputs beside it: the bits of a row depend on the kernel alone, and a slice of the outputs has
  * the bits of the whole. product_rows.cu streams the weights past few rows; product_sm90.cu is the
  * product of matrices (Hopper only; elsewhere the first does all). Which one a row goes to depends
- * on its tile when the stream is deterministic, and on the rows of its network otherwise.
+ * on its tile when the stream is deterministic, and on the rows of its network otherwise; rows of a
+ * decoding step, tiles of one row, always go to the first.
  */
 #ifndef LH_KERNELS_CUDA_PRODUCT_CUH
 #define LH_KERNELS_CUDA_PRODUCT_CUH
