@@ -356,8 +356,8 @@ static void mpi_progress(lh_comm *c)
         (void)MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, m->comm, &found, MPI_STATUS_IGNORE);
 }
 
-/* Every rank sends to every other; whether all have been heard in time. */
-static int hear_all(mpi_comm *m)
+/* Every rank sends to every other; requests[r] stays open if rank r is not heard in time. */
+static void call_roll(mpi_comm *m)
 {
     static const int here = 1;
     int n = m->base.size, done = 0, ok = 1;
@@ -374,7 +374,6 @@ static int hear_all(mpi_comm *m)
         ok = MPI_Testall(n, m->requests, &done, m->statuses) == MPI_SUCCESS;
         (void)nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
     }
-    return ok && done;
 }
 
 static void mpi_roll_call(lh_comm *c, char *who, size_t size)
@@ -385,11 +384,11 @@ static void mpi_roll_call(lh_comm *c, char *who, size_t size)
     who[0] = 0;
     if (m->broken)
         return;
-    int all = hear_all(m);
+    call_roll(m);
     for (int r = 0; r < c->size; r++) {
         MPI_Request *heard = &m->requests[r], *told = &m->requests[c->size + r];
         int done = 0;
-        if (!all && *heard != MPI_REQUEST_NULL &&
+        if (*heard != MPI_REQUEST_NULL &&
             !(MPI_Test(heard, &done, MPI_STATUS_IGNORE) == MPI_SUCCESS && done)) {
             (void)MPI_Cancel(heard);
             (void)MPI_Request_free(heard);

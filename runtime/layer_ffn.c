@@ -89,9 +89,11 @@ static lh_status dispatch(lh_engine *e, const lh_expert_plan *p, int64_t begin, 
     lh_workspace *w = &e->ws;
     const void *rows = lh_act(e, w->h, begin * e->d.d_model);
 
-    *x = e->comm->size == 1 ? rows : w->moe.received;
-    if (e->comm->size == 1)
+    if (e->comm->size == 1) {
+        *x = rows;
         return LH_OK;
+    }
+    *x = w->moe.received;
     LH_TRY(permute(e, w->moe.sent, rows, p->send_row, p->n_sent));
     return lh_expert_dispatch(e->expert, w->moe.sent, w->moe.received, row_bytes(e), e->s);
 }
@@ -103,10 +105,13 @@ static lh_status collect(lh_engine *e, const lh_expert_plan *p, const void **row
 {
     lh_workspace *w = &e->ws;
 
-    *rows = e->comm->size == 1 ? w->moe.pair_y : w->moe.back;
-    *source = e->comm->size == 1 ? p->back_pair : p->source;
-    if (e->comm->size == 1)
+    if (e->comm->size == 1) {
+        *rows = w->moe.pair_y;
+        *source = p->back_pair;
         return LH_OK;
+    }
+    *rows = w->moe.back;
+    *source = p->source;
     LH_TRY(permute(e, w->moe.pair_x, w->moe.pair_y, p->back_pair, p->n_pairs));
     return lh_expert_collect(e->expert, w->moe.pair_x, w->moe.back, row_bytes(e), e->s);
 }

@@ -82,6 +82,13 @@ void lh_enter(lh_engine *e, lh_phase_id phase, int layer)
     }
 }
 
+/* Ends the phase under way; all before are in the books then. */
+static void close_books(lh_engine *e)
+{
+    lh_enter(e, LH_PHASE_NONE, -1);
+    settle(e, e->clock.n_marks - 1);
+}
+
 void lh_engine_count(lh_engine *e, double sample_seconds)
 {
     e->clock.of[LH_PHASE_SAMPLE].seconds += sample_seconds;
@@ -90,8 +97,7 @@ void lh_engine_count(lh_engine *e, double sample_seconds)
 
 void lh_engine_phases_reset(lh_engine *e)
 {
-    lh_enter(e, LH_PHASE_NONE, -1);
-    settle(e, e->clock.n_marks - 1);
+    close_books(e);
     memset(e->clock.of, 0, sizeof e->clock.of);
 }
 
@@ -101,8 +107,7 @@ lh_status lh_engine_phases(lh_engine *e, lh_phase *out, int max, int *n)
     size_t ranks = (size_t)e->comm->size;
     int count = 0;
 
-    lh_enter(e, LH_PHASE_NONE, -1);
-    settle(e, e->clock.n_marks - 1);
+    close_books(e);
     lh_comm_at(e->comm, "report", -1);
     lh_phase_total(*all)[LH_N_PHASES] = malloc(ranks * sizeof *all);
     LH_TRY(
