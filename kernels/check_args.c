@@ -484,6 +484,20 @@ lh_status lh_check_combine(const lh_combine_args *a)
     return LH_OK;
 }
 
+lh_status lh_check_sample(const lh_sample_args *a)
+{
+    const char *op = "sample";
+
+    ROWS(n_rows);
+    DIM(n_vocab);
+    if (a->n_rows == 0)
+        return LH_OK;
+    POINTER(token);
+    POINTER(logits);
+    POINTER(draw);
+    return check_work(op, a->work);
+}
+
 lh_status lh_check_synth_fill(const lh_synth_fill_args *a)
 {
     const char *op = "synth_fill";

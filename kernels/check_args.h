@@ -33,6 +33,7 @@ lh_status lh_check_ffn(const lh_ffn_args *a);
 lh_status lh_check_moe_step(const lh_moe_step_args *a);
 lh_status lh_check_gather(const lh_gather_args *a);
 lh_status lh_check_combine(const lh_combine_args *a);
+lh_status lh_check_sample(const lh_sample_args *a);
 lh_status lh_check_synth_fill(const lh_synth_fill_args *a);
 
 #ifdef __cplusplus

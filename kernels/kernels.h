@@ -26,6 +26,7 @@
 #include <stdint.h>
 
 #include "base/dtype.h"
+#include "base/sampling.h"
 #include "base/status.h"
 #include "base/synth.h"
 #include "kernels/device.h"
@@ -386,6 +387,24 @@ typedef struct lh_combine_args {
     int top_k;
 } lh_combine_args;
 
+/* In place of a token: rows that sample leaves to the host, which has lh_sample_row. */
+#define LH_SAMPLE_OPEN (-1)       /* the filters let through more than the backend sorts */
+#define LH_SAMPLE_NOT_FINITE (-2) /* a logit is infinite or NaN */
+
+/*
+ * One token a row from its logits, as base/sampling.h says: that of lh_sample_row
+ * (kernels/sample.h), or one of the two above. OPEN comes only where top_k leaves more than
+ * LH_SAMPLE_SORTED candidates, never on the CPU: when neither top_p nor min_p ends the list among
+ * the first LH_SAMPLE_SORTED, or top_p needs the mass of a part that long.
+ */
+typedef struct lh_sample_args {
+    int32_t *token;      /* out [n_rows]: the token, or one of the two above */
+    const float *logits; /* in [n_rows, n_vocab] */
+    const lh_draw *draw; /* in [n_rows], settings in their ranges */
+    int64_t n_rows, n_vocab;
+    void *work; /* lh_kernels.sample_work_bytes(...) bytes, 256-byte aligned */
+} lh_sample_args;
+
 /* Elements `first` .. first + n - 1 of a synthetic tensor (base/synth.h), the same bits on every
  * backend. */
 typedef struct lh_synth_fill_args {
@@ -423,6 +442,7 @@ typedef struct lh_kernels {
     lh_status (*moe_step)(lh_stream *s, const lh_moe_step_args *a);
     lh_status (*gather)(lh_stream *s, const lh_gather_args *a);
     lh_status (*combine)(lh_stream *s, const lh_combine_args *a);
+    lh_status (*sample)(lh_stream *s, const lh_sample_args *a);
     lh_status (*synth_fill)(lh_stream *s, const lh_synth_fill_args *a);
 
     /* Bytes of `work`, by the same functions that lay it out; 0 rows need 0 bytes. SIZE_MAX: does
@@ -432,6 +452,7 @@ typedef struct lh_kernels {
                                      int d_latent);
     size_t (*mla_decode_work_bytes)(int64_t n_seq, int64_t n_keys, int n_heads, int d_latent,
                                     int d_rope);
+    size_t (*sample_work_bytes)(int64_t n_rows, int64_t n_vocab);
 
     /* Bytes that opening a stream with so many threads takes: scratch of the threads. */
     size_t (*stream_bytes)(int n_threads);

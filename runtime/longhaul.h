@@ -20,6 +20,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/sampling.h"
 #include "base/status.h"
 
 #ifdef __cplusplus
@@ -240,22 +241,12 @@ lh_status lh_tokenizer_chat(const lh_tokenizer *t, const lh_message *messages, i
 
 /* ----------------------------------------------------------------- sampler */
 
-typedef struct lh_sampling {
-    float temperature; /* 0: greedy, the lowest id among equals */
-    int top_k;         /* 0: all */
-    float top_p;       /* 1: all */
-    float min_p;       /* 0: all */
-    uint64_t seed;
-} lh_sampling;
-
 /* LH_ERR_USAGE: a field out of range, with its name. */
 lh_status lh_sampling_check(const lh_sampling *p);
 
 /*
- * Draws the token of draw number `draw` (0, 1, ..) from logits [n_vocab]. The same seed, draw and
- * logits give the same token on every rank and machine. Filters in the order top_k, top_p, min_p on
- * the softmax at the given temperature; the survivors are renormalized. scratch: [n_vocab] pairs,
- * lh_sample_scratch_bytes(n_vocab).
+ * Draws the token of draw number `draw` (0, 1, ..) from logits [n_vocab], as base/sampling.h says.
+ * scratch: lh_sample_scratch_bytes(n_vocab), 8-byte aligned.
  */
 int32_t lh_sample(const float *logits, int64_t n_vocab, const lh_sampling *p, uint64_t draw,
                   void *scratch);

@@ -110,6 +110,17 @@ static void test_rows(void)
         BAD(gather, index, NULL);
     }
     {
+        GOOD(sample, .token = p, .logits = p, .draw = p, .n_rows = 3, .n_vocab = 4, .work = p);
+        NO_ROWS(sample, n_rows);
+        BAD(sample, n_vocab, 0);
+        BAD(sample, n_vocab, INT64_C(1) << 31);
+        BAD(sample, token, NULL);
+        BAD(sample, logits, NULL);
+        BAD(sample, draw, NULL);
+        BAD(sample, work, NULL);
+        BAD(sample, work, memory + 8);
+    }
+    {
         GOOD(combine, .x = p, .rows = p, .source = p, .weight = p, .n_rows = 3, .d = 4, .top_k = 2);
         NO_ROWS(combine, n_rows);
         BAD(combine, top_k, 0);

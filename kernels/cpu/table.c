@@ -25,9 +25,11 @@ const lh_kernels lh_kernels_cpu = {
     .moe_step = lh_cpu_moe_step,
     .gather = lh_cpu_gather,
     .combine = lh_cpu_combine,
+    .sample = lh_cpu_sample,
     .synth_fill = lh_cpu_synth_fill,
     .kda_work_bytes = lh_cpu_kda_work_bytes,
     .mla_prefill_work_bytes = lh_cpu_mla_prefill_work_bytes,
     .mla_decode_work_bytes = lh_cpu_mla_decode_work_bytes,
+    .sample_work_bytes = lh_cpu_sample_work_bytes,
     .stream_bytes = lh_cpu_stream_bytes,
 };
