@@ -24,6 +24,7 @@ const lh_kernels *lh_kernels_cuda_sizes(void)
                                      .kda_work_bytes = lh_cuda_kda_work_bytes,
                                      .mla_prefill_work_bytes = lh_cuda_mla_prefill_work_bytes,
                                      .mla_decode_work_bytes = lh_cuda_mla_decode_work_bytes,
+                                     .sample_work_bytes = lh_cuda_sample_work_bytes,
                                      .stream_bytes = lh_cuda_stream_bytes};
     return &sizes;
 #endif

@@ -37,6 +37,7 @@ lh_status lh_cuda_ffn(lh_stream *s, const lh_ffn_args *a);
 lh_status lh_cuda_moe_step(lh_stream *s, const lh_moe_step_args *a);
 lh_status lh_cuda_gather(lh_stream *s, const lh_gather_args *a);
 lh_status lh_cuda_combine(lh_stream *s, const lh_combine_args *a);
+lh_status lh_cuda_sample(lh_stream *s, const lh_sample_args *a);
 lh_status lh_cuda_synth_fill(lh_stream *s, const lh_synth_fill_args *a);
 
 size_t lh_cuda_kda_work_bytes(int64_t n_rows, int n_tiles, int n_heads, int d_k, int d_v);
@@ -44,6 +45,7 @@ size_t lh_cuda_mla_prefill_work_bytes(int64_t n_rows, int n_heads, int d_nope, i
                                       int d_latent);
 size_t lh_cuda_mla_decode_work_bytes(int64_t n_seq, int64_t n_keys, int n_heads, int d_latent,
                                      int d_rope);
+size_t lh_cuda_sample_work_bytes(int64_t n_rows, int64_t n_vocab);
 size_t lh_cuda_stream_bytes(int n_threads);
 
 #ifdef __cplusplus

@@ -27,9 +27,11 @@ const lh_kernels lh_cuda_table = {
     .moe_step = lh_cuda_moe_step,
     .gather = lh_cuda_gather,
     .combine = lh_cuda_combine,
+    .sample = lh_cuda_sample,
     .synth_fill = lh_cuda_synth_fill,
     .kda_work_bytes = lh_cuda_kda_work_bytes,
     .mla_prefill_work_bytes = lh_cuda_mla_prefill_work_bytes,
     .mla_decode_work_bytes = lh_cuda_mla_decode_work_bytes,
+    .sample_work_bytes = lh_cuda_sample_work_bytes,
     .stream_bytes = lh_cuda_stream_bytes,
 };

@@ -3,6 +3,7 @@
 #include "base/mem.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/kernels.h"
+#include "kernels/sample.h"
 
 #define ALIGN 256
 #define BF16_BYTES sizeof(lh_bf16)
@@ -95,6 +96,15 @@ size_t lh_cuda_mla_decode_work_bytes(int64_t n_seq, int64_t n_keys, int n_heads,
 
     (void)d_latent, (void)d_rope;
     return n_seq == 0 ? 0 : lh_cuda_mla_decode_layout(&w, NULL, n_seq, n_keys, n_heads);
+}
+
+size_t lh_cuda_sample_work_bytes(int64_t n_rows, int64_t n_vocab)
+{
+    lh_carve c = {0};
+
+    lh_carve_take(&c, (size_t)n_rows, (size_t)div_up(n_vocab, LH_SAMPLE_GROUP) * sizeof(double),
+                  ALIGN);
+    return c.used;
 }
 
 size_t lh_cuda_stream_bytes(int n_threads)
