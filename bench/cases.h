@@ -19,7 +19,7 @@ enum {
     SEGMENT = 512 /* rows of a tile in prefill */
 };
 
-void cases_rows(rig *r);    /* embed, norms, convolution, latent, gather, combine */
+void cases_rows(rig *r);    /* embed, norms, convolution, latent, gather, combine, sample */
 void cases_product(rig *r); /* linear, router, ffn, moe_step */
 void cases_kda(rig *r);     /* gates, prefill, step */
 void cases_mla(rig *r);     /* prefill, decode */

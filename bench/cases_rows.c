@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "bench/cases.h"
+#include "kernels/sample.h"
 #include "tests/reference/reference.h"
 
 #define EPS 1e-5f
@@ -310,8 +311,68 @@ static void bench_combine(rig *r)
     rig_measure(r, &c, run_combine, NULL, check_rows);
 }
 
+/* ----------------------------------------------------------------- sample */
+
+typedef struct sample_data {
+    rig_buf token, logits;
+    lh_draw *draw; /* on the device; the same for all copies */
+    void *work;
+    int64_t n;
+} sample_data;
+
+static lh_status run_sample(rig *r, void *data, int copy)
+{
+    sample_data *c = data;
+    return r->k->sample(r->s, &(lh_sample_args){.token = rig_at(c->token, copy),
+                                                .logits = rig_at(c->logits, copy),
+                                                .draw = c->draw,
+                                                .n_rows = c->n,
+                                                .n_vocab = VOCAB_GPU,
+                                                .work = c->work});
+}
+
+static int check_sample(rig *r, void *data)
+{
+    sample_data *c = data;
+    void *scratch = rig_host(r, 1, lh_sample_row_bytes(VOCAB_GPU));
+    int64_t rows[3];
+    int right = 1;
+
+    for (int i = 0, n = rig_samples(c->n, rows); i < n; i++) {
+        float *logits = rig_fetch(r, c->logits.p, rows[i] * VOCAB_GPU, VOCAB_GPU, sizeof *logits);
+        lh_draw *draw = rig_fetch(r, c->draw, rows[i], 1, sizeof *draw);
+        int32_t *token = rig_fetch(r, c->token.p, rows[i], 1, sizeof *token);
+        right &= *token == lh_sample_row(logits, VOCAB_GPU, draw, scratch);
+    }
+    return rig_true(r, "a token is not that of the host", right);
+}
+
+/* Rows of the published vocabulary on both backends: what a step of decoding ends with. */
+static void bench_sample(rig *r, int64_t n_rows, const lh_sampling *how, const char *what)
+{
+    sample_data c = {.n = n_rows};
+    size_t bytes = (size_t)n_rows * sizeof(lh_draw);
+
+    /* the logits once, however often they are read */
+    if (!rig_begin(r, "sample", 4.0 * VOCAB_GPU * (double)n_rows, 0, "%lld row%s of %d, %s",
+                   (long long)n_rows, n_rows == 1 ? "" : "s", VOCAB_GPU, what))
+        return;
+    lh_draw *draw = rig_host(r, n_rows, sizeof *draw);
+    for (int64_t i = 0; i < n_rows; i++)
+        draw[i] = (lh_draw){*how, (uint64_t)i};
+    c.draw = rig_work(r, bytes);
+    rig_upload(r, c.draw, draw, bytes);
+    c.token = rig_zeros(r, RIG_I32, n_rows);
+    c.logits = rig_random(r, RIG_F32, n_rows * VOCAB_GPU, 3);
+    c.work = rig_work(r, r->k->sample_work_bytes(n_rows, VOCAB_GPU));
+    rig_measure(r, &c, run_sample, NULL, check_sample);
+}
+
 void cases_rows(rig *r)
 {
+    const lh_sampling greedy = {.top_p = 1}, by_id = {.temperature = 1, .top_p = 1};
+    const lh_sampling in_order = {.temperature = 1, .top_k = 50, .top_p = 0.95f};
+
     bench_embed(r);
     bench_rmsnorm(r);
     bench_gated_norm(r);
@@ -319,4 +380,8 @@ void cases_rows(rig *r)
     bench_latent(r);
     bench_gather(r);
     bench_combine(r);
+    bench_sample(r, 1, &greedy, "greedy");
+    bench_sample(r, 64, &greedy, "greedy");
+    bench_sample(r, 64, &by_id, "T 1");
+    bench_sample(r, 64, &in_order, "k 50, p 0.95");
 }
