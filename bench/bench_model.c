@@ -46,11 +46,20 @@ static lh_engine *open_engine(const char *model, const lh_rank_info *r, int thre
     return e;
 }
 
+/* One turn, and the logits after it. */
+static void feed(lh_engine *e, lh_session *s, const int32_t *tokens, int64_t n, float *out)
+{
+    lh_step_item item = {
+        .session = s, .tokens = tokens, .n_tokens = n, .n_logits = 1, .logits = out};
+
+    need(e, lh_step(e, &item, 1), n > 1 ? "prefill" : "decode");
+}
+
 static void logits_of(lh_engine *e, const int32_t *tokens, int64_t n, float *out)
 {
     lh_session *s = NULL;
     need(e, lh_session_create(&s, e, n), "session");
-    need(e, lh_step(e, &(lh_step_item){s, tokens, n, 1, out}, 1), "step");
+    feed(e, s, tokens, n, out);
     lh_session_destroy(s);
 }
 
@@ -85,13 +94,13 @@ static void measure(const char *model, const lh_rank_info *r, int threads, const
     for (int i = 0; i < REPEATS; i++) {
         need(e, lh_session_reset(s), "reset");
         double start = lh_log_seconds();
-        need(e, lh_step(e, &(lh_step_item){s, tokens, n, 1, logits}, 1), "prefill");
+        feed(e, s, tokens, n, logits);
         prefill[i] = lh_log_seconds() - start;
     }
     need(e, lh_engine_phases(e, phases, 32, &n_phases), "phases");
     for (int i = 0; i < STEPS; i++) {
         double start = lh_log_seconds();
-        need(e, lh_step(e, &(lh_step_item){s, &tokens[i], 1, 1, logits}, 1), "decode");
+        feed(e, s, &tokens[i], 1, logits);
         decode[i] = lh_log_seconds() - start;
     }
     need(e, lh_engine_phases(e, later, 32, &n_phases), "phases");

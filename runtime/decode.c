@@ -1,6 +1,6 @@
 /*
- * One token of each of some sessions on all ranks, and the logits: every output element is computed
- * whole by one rank, then gathered. Rows are tiles of their own, so a session's bits do not depend
+ * One token of each of some sessions on all ranks: every output element is computed whole by one
+ * rank, then gathered. Rows are tiles of their own, so a session's bits do not depend
  * on those beside it.
  */
 #include <string.h>
@@ -59,43 +59,6 @@ lh_status lh_step_output(lh_engine *e, const void *y, const lh_bf16 *w, int64_t 
                                        (size_t)d * act, (size_t)own * act, x.n));
     LH_TRY(lh_step_linear(e, part, own, y, width, w + first * width, own, 1));
     return lh_gather_parts(e, &x);
-}
-
-/* ------------------------------------------------------------------ logits */
-
-lh_status lh_logits(lh_engine *e, const void *x, int64_t n, int owner, float *const *out)
-{
-    lh_workspace *w = &e->ws;
-    int64_t d = e->d.d_model, own = lh_range_size(e->g.vocab), vocab = e->d.n_vocab;
-    lh_parts logits = {w->logits, w->logits_part, n, vocab, sizeof(float)};
-
-    if (x)
-        LH_TRY(e->k->rmsnorm(e->s, &(lh_rmsnorm_args){.y = w->last,
-                                                      .x = x,
-                                                      .w = e->w->final_norm,
-                                                      .n_rows = n,
-                                                      .d = d,
-                                                      .eps = e->d.norm_eps}));
-    if (owner >= 0)
-        LH_TRY(lh_comm_bcast(e->comm, w->last, (size_t)(n * d) * e->g.act_bytes, owner, e->s));
-    if (own > 0)
-        LH_TRY(e->k->linear(e->s, &(lh_linear_args){.y = lh_own_part(e, &logits),
-                                                    .ldy = own,
-                                                    .x = w->last,
-                                                    .ldx = d,
-                                                    .w = e->w->head + e->g.vocab.begin * d,
-                                                    .n_rows = n,
-                                                    .n_in = d,
-                                                    .n_out = own,
-                                                    .f32_out = 1,
-                                                    .tiles = {(int)n, e->host.unit_start}}));
-    LH_TRY(lh_gather_parts(e, &logits));
-    LH_TRY(lh_comm_wait(e->comm, e->s)); /* with its deadline; a download has none */
-    for (int64_t i = 0; i < n; i++)
-        if (out[i])
-            LH_TRY(e->k->device->download(e->s, out[i], w->logits + i * vocab,
-                                          (size_t)vocab * sizeof(float)));
-    return e->k->device->sync(e->s);
 }
 
 /* -------------------------------------------------------------------- step */
@@ -185,23 +148,20 @@ static lh_status record_step(lh_engine *e, lh_recording *r)
     return st != LH_OK ? st : ended;
 }
 
-/* The logits of the items that want them, in groups of rows. */
-static lh_status step_logits(lh_engine *e, const lh_step_item *const *items, int n)
+/* What the items want of the head, in one go. */
+static lh_status step_head(lh_engine *e, const lh_step_item *const *items, int n)
 {
+    lh_want want[LH_MAX_BATCH];
     int wanted = 0;
 
-    for (int i = 0; i < n; i++)
-        wanted += items[i]->n_logits > 0;
-    if (wanted == 0)
-        return lh_comm_wait(e->comm, e->s);
-    lh_enter(e, LH_PHASE_HEAD, -1);
-    for (int first = 0; first < n; first += LH_LOGIT_ROWS) {
-        int rows = (int)lh_min64(LH_LOGIT_ROWS, n - first);
-        float *out[LH_LOGIT_ROWS];
-        for (int i = 0; i < rows; i++)
-            out[i] = items[first + i]->n_logits ? items[first + i]->logits : NULL;
-        LH_TRY(lh_logits(e, lh_act(e, e->ws.x, first * e->d.d_model), rows, -1, out));
+    for (int i = 0; i < n; i++) {
+        const lh_step_item *item = items[i];
+        want[i] = (lh_want){item->n_logits ? item->logits : NULL, item->draw, item->token};
+        wanted |= want[i].logits || want[i].draw;
     }
+    if (!wanted)
+        return lh_comm_wait(e->comm, e->s);
+    LH_TRY(lh_head(e, e->ws.x, n, -1, want));
     for (int i = 0; i < n; i++)
         if (items[i]->n_logits)
             LH_TRY(lh_logits_done(e, items[i], items[i]->session->position - 1, 0, 1));
@@ -224,5 +184,5 @@ lh_status lh_decode(lh_engine *e, const lh_step_item *const *items, int n)
     r->ran = 1;
     for (int i = 0; i < n; i++)
         items[i]->session->position++;
-    return step_logits(e, items, n);
+    return step_head(e, items, n);
 }

@@ -193,8 +193,7 @@ out:
 
 static void fill_constants(lh_engine *e)
 {
-    int64_t ones = lh_max64(LH_LOGIT_ROWS, e->g.batch);
-    for (int64_t i = 0; i <= ones; i++)
+    for (int64_t i = 0; i <= lh_head_rows(&e->g); i++)
         e->host.unit_start[i] = i;
 }
 

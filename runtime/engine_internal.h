@@ -69,6 +69,12 @@ int lh_step_shares_keys(const lh_geometry *g, int64_t n_seq, int64_t n_keys);
 
 #define LH_MAX_BATCH 64 /* sequences of a decoding step */
 
+/* Rows that the head takes at once. */
+static inline int64_t lh_head_rows(const lh_geometry *g)
+{
+    return lh_max64(LH_LOGIT_ROWS, g->batch);
+}
+
 /* What a decoding step reads from the device's memory, so that a recording of it serves every
  * token. */
 typedef struct lh_step_input {
@@ -84,14 +90,17 @@ typedef struct lh_workspace {
     void *x, *h;           /* [n, d_model] act: residual stream, normed */
     int32_t *conv_gather;  /* [taps - 1, 3, kda_heads] index: rows by token from rows by rank */
     int32_t *conv_scatter; /* the inverse */
-    void *last;            /* [LH_LOGIT_ROWS, d_model] act */
-    float *logits_part;    /* [LH_LOGIT_ROWS, n_vocab] in parts, see lh_own_part */
-    float *logits;         /* [LH_LOGIT_ROWS, n_vocab] */
-    int32_t *slots;        /* [batch, top_k] 0, 1, ..: decoding tokens' rows as they lie */
-    lh_step_input *input;  /* [1] what changes from one decoding step to the next */
-    void **step_at;        /* [.., batch] of the step's sessions, see lh_step_pointers */
-    void **expert_at;      /* [n_layers, 3, own experts] gate, up, down, on such devices */
-    float *router_bias;    /* [n_layers, n_experts], on devices with memory of their own */
+    void *last;            /* [head rows, d_model] act */
+    float *logits_part;    /* [head rows, n_vocab] in parts, see lh_own_part */
+    float *logits;         /* [head rows, n_vocab] */
+    lh_draw *draw;         /* [head rows] */
+    int32_t *token;        /* [head rows] */
+    void *sample_work;
+    int32_t *slots;       /* [batch, top_k] 0, 1, ..: decoding tokens' rows as they lie */
+    lh_step_input *input; /* [1] what changes from one decoding step to the next */
+    void **step_at;       /* [.., batch] of the step's sessions, see lh_step_pointers */
+    void **expert_at;     /* [n_layers, 3, own experts] gate, up, down, on such devices */
+    float *router_bias;   /* [n_layers, n_experts], on devices with memory of their own */
 
     struct {
         void *raw; /* [n, 3, D] act: before the convolution; later f, z, o [n, D] each */
@@ -157,11 +166,14 @@ typedef struct lh_host_space {
     int64_t *position;   /* [n] absolute position of each row */
     int64_t *segment;    /* [n] segment of each row, from the start of the turn; by runs its rank */
     int64_t *tile_start; /* [max_segments + 1] */
-    int64_t *round_start; /* [max_segments + 1] tiles of a round, from its first row */
-    int32_t *net;         /* [max(max_segments, batch)]: zeros, for calls of one network */
-    int64_t *unit_start;  /* [max(LH_LOGIT_ROWS, batch) + 1] tiles of one row */
-    void **step_at;       /* as the device has it */
-    lh_run *runs;         /* [2 * size] */
+    int32_t *net;        /* [max(max_segments, batch)]: zeros, for calls of one network */
+    int64_t *unit_start; /* [head rows + 1] tiles of one row */
+    lh_draw *draw;       /* [head rows] */
+    int32_t *token;      /* [head rows] as downloaded */
+    float *row;          /* [n_vocab] logits, where the device leaves a draw to the host */
+    void *sampling;      /* and the scratch for that */
+    void **step_at;      /* as the device has it */
+    lh_run *runs;        /* [2 * size] */
     size_t *send_bytes, *recv_bytes, *recv_offset; /* [size] */
 } lh_host_space;
 
@@ -399,9 +411,16 @@ static inline void *const *lh_step_pointers(const lh_engine *e, lh_step_kind kin
 lh_status lh_ffn_prefill(lh_engine *e, int l);
 lh_status lh_ffn_decode(lh_engine *e, int l);
 
-/* The logits of n <= LH_LOGIT_ROWS rows of x (device, on rank `owner`; the same on all if owner is
- * -1) to out [n] rows of n_vocab, host; NULL: not wanted. */
-lh_status lh_logits(lh_engine *e, const void *x, int64_t n, int owner, float *const *out);
+/* What is wanted of a row of the head; host memory, as in lh_step_item. */
+typedef struct lh_want {
+    float *logits;       /* [n_vocab], or NULL */
+    const lh_draw *draw; /* or NULL */
+    int32_t *token;      /* LH_SAMPLE_NOT_FINITE where that ends the step */
+} lh_want;
+
+/* Logits and tokens of n <= lh_head_rows rows of x (device, on rank `owner`; the same on all if
+ * owner is -1), on all ranks. */
+lh_status lh_head(lh_engine *e, const void *x, int64_t n, int owner, const lh_want *want);
 
 /*
  * Rows that are computed in parts: n rows y of `units` units of unit_bytes, of which every rank

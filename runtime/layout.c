@@ -3,6 +3,7 @@
  * the engine).
  */
 #include "base/mem.h"
+#include "kernels/sample.h"
 #include "runtime/engine_internal.h"
 
 /* Rows of a rank: of a block where the user does not say, and of a round of expert dispatch. A GPU
@@ -186,15 +187,19 @@ size_t lh_workspace_layout(lh_workspace *w, void *base, const lh_geometry *g)
     const lh_dims *d = g->d;
     lh_carve c = {.base = base};
     int64_t n = g->max_rows, conv_rows = (int64_t)(d->taps - 1) * 3 * d->kda_heads;
+    int64_t rows = lh_head_rows(g);
 
     w->ids = take(&c, n, 1, sizeof(int32_t));
     w->x = take(&c, n, d->d_model, g->act_bytes);
     w->h = take(&c, n, d->d_model, g->act_bytes);
     w->conv_gather = take(&c, conv_rows, 1, sizeof(int32_t));
     w->conv_scatter = take(&c, conv_rows, 1, sizeof(int32_t));
-    w->last = take(&c, LH_LOGIT_ROWS, d->d_model, g->act_bytes);
-    w->logits_part = take(&c, g->size > 1 ? LH_LOGIT_ROWS : 0, d->n_vocab, sizeof(float));
-    w->logits = take(&c, LH_LOGIT_ROWS, d->n_vocab, sizeof(float));
+    w->last = take(&c, rows, d->d_model, g->act_bytes);
+    w->logits_part = take(&c, g->size > 1 ? rows : 0, d->n_vocab, sizeof(float));
+    w->logits = take(&c, rows, d->n_vocab, sizeof(float));
+    w->draw = take(&c, rows, 1, sizeof(lh_draw));
+    w->token = take(&c, rows, 1, sizeof(int32_t));
+    w->sample_work = take_work(&c, g->k->sample_work_bytes(rows, d->n_vocab));
     w->slots = take(&c, g->batch, d->top_k, sizeof(int32_t));
     w->input = take(&c, 1, 1, sizeof(lh_step_input));
     w->step_at = take(&c, d->n_layers + d->n_kda_layers, g->batch, sizeof(void *));
@@ -247,15 +252,18 @@ size_t lh_host_layout(lh_host_space *h, void *base, const lh_geometry *g)
 {
     const lh_dims *d = g->d;
     lh_carve c = {.base = base};
-    int64_t n = g->max_rows, ones = lh_max64(LH_LOGIT_ROWS, g->batch);
+    int64_t n = g->max_rows, rows = lh_head_rows(g);
 
     h->expert = take(&c, n, d->top_k, sizeof(int32_t));
     h->position = take(&c, n, 1, sizeof(int64_t));
     h->segment = take(&c, n, 1, sizeof(int64_t));
     h->tile_start = take(&c, g->max_segments + 1, 1, sizeof(int64_t));
-    h->round_start = take(&c, g->max_segments + 1, 1, sizeof(int64_t));
-    h->net = take(&c, lh_max64(g->max_segments, ones), 1, sizeof(int32_t));
-    h->unit_start = take(&c, ones + 1, 1, sizeof(int64_t));
+    h->net = take(&c, lh_max64(g->max_segments, rows), 1, sizeof(int32_t));
+    h->unit_start = take(&c, rows + 1, 1, sizeof(int64_t));
+    h->draw = take(&c, rows, 1, sizeof(lh_draw));
+    h->token = take(&c, rows, 1, sizeof(int32_t));
+    h->row = take(&c, 1, d->n_vocab, sizeof(float));
+    h->sampling = take_work(&c, lh_sample_row_bytes(d->n_vocab));
     h->step_at = take(&c, d->n_layers + d->n_kda_layers, g->batch, sizeof(void *));
     h->runs = take(&c, 2 * (int64_t)g->size, 1, sizeof(lh_run));
     h->send_bytes = take(&c, g->size, 1, sizeof(size_t));

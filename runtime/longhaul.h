@@ -169,6 +169,8 @@ typedef struct lh_step_item {
     int64_t n_logits; /* how many of the last positions' logits are wanted, 0 .. n_tokens */
     float *logits;    /* out [n_logits, n_vocab], oldest first; the caller's memory, filled on every
                          rank */
+    const lh_draw *draw; /* how the token after the last one is drawn; NULL: it is not */
+    int32_t *token;      /* out with draw, on every rank: what lh_sample draws from its logits */
 } lh_step_item;
 
 lh_status lh_step(lh_engine *e, const lh_step_item *items, int n_items);
@@ -323,9 +325,6 @@ lh_status lh_engine_phases(lh_engine *e, lh_phase *out, int max, int *n);
 
 /* Not collective, but all ranks must do it. */
 void lh_engine_phases_reset(lh_engine *e);
-
-/* Adds time that the program itself spent choosing tokens to the phase "sample". */
-void lh_engine_count(lh_engine *e, double sample_seconds);
 
 /* SHA-256 of n bytes, in 64 hexadecimal digits and a 0 byte. */
 void lh_digest(const void *bytes, size_t n, char out[65]);

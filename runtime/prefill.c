@@ -81,14 +81,14 @@ static lh_status run_layers(lh_engine *e)
     return LH_OK;
 }
 
-/* Logits of those of the turn's last n_logits positions that lie in this block: run by run, from
- * the rank that has the rows. */
-static lh_status block_logits(lh_engine *e, const lh_step_item *item)
+/* Logits of those of the turn's last n_logits positions that lie in this block, and the token drawn
+ * after the last: run by run, from the rank that has the rows. */
+static lh_status block_head(lh_engine *e, const lh_step_item *item)
 {
     const lh_block *b = &e->block;
-    int64_t first = item->n_tokens - item->n_logits, row = 0;
+    int64_t last = item->n_tokens - 1, row = 0;
+    int64_t first = item->n_tokens - (item->draw ? lh_max64(item->n_logits, 1) : item->n_logits);
 
-    lh_enter(e, LH_PHASE_HEAD, -1);
     for (int i = 0; i < b->n_runs; i++) {
         const lh_run *run = &e->host.runs[i];
         int64_t end = run->token + run->n_tokens;
@@ -96,11 +96,14 @@ static lh_status block_logits(lh_engine *e, const lh_step_item *item)
         for (int64_t t = lh_max64(run->token, first); t < end; t += LH_LOGIT_ROWS) {
             int64_t n = lh_min64(LH_LOGIT_ROWS, end - t);
             const void *x = own ? lh_act(e, e->ws.x, (row + t - run->token) * e->d.d_model) : NULL;
-            float *out[LH_LOGIT_ROWS];
-            for (int64_t j = 0; j < n; j++)
-                out[j] = lh_logits_at(e, item, t - first) + j * e->d.n_vocab;
-            LH_TRY(lh_logits(e, x, n, run->rank, out));
-            LH_TRY(lh_logits_done(e, item, b->turn, t, n));
+            lh_want want[LH_LOGIT_ROWS] = {0};
+            for (int64_t j = 0; j < n && item->n_logits; j++)
+                want[j].logits = lh_logits_at(e, item, t - first) + j * e->d.n_vocab;
+            if (t + n - 1 == last)
+                want[n - 1].draw = item->draw, want[n - 1].token = item->token;
+            LH_TRY(lh_head(e, x, n, run->rank, want));
+            if (item->n_logits)
+                LH_TRY(lh_logits_done(e, item, b->turn, t, n));
         }
         row += own ? run->n_tokens : 0;
     }
@@ -118,7 +121,7 @@ lh_status lh_prefill(lh_engine *e, const lh_step_item *item)
         describe_block(e, s, turn, begin, end);
         LH_TRY(embed(e, item->tokens));
         LH_TRY(run_layers(e));
-        LH_TRY(block_logits(e, item));
+        LH_TRY(block_head(e, item));
         s->position = turn + end;
         if (e->progress)
             e->progress(e->user, &(lh_progress){.phase = "prefill",

@@ -89,12 +89,6 @@ static void close_books(lh_engine *e)
     settle(e, e->clock.n_marks - 1);
 }
 
-void lh_engine_count(lh_engine *e, double sample_seconds)
-{
-    e->clock.of[LH_PHASE_SAMPLE].seconds += sample_seconds;
-    e->clock.of[LH_PHASE_SAMPLE].calls++;
-}
-
 void lh_engine_phases_reset(lh_engine *e)
 {
     close_books(e);

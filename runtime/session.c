@@ -91,6 +91,9 @@ static lh_status check_item(const lh_engine *e, const lh_step_item *item)
                    (item->n_logits == 0 || item->logits),
                LH_ERR_INVALID, "logits of %lld positions of %lld tokens", (long long)item->n_logits,
                (long long)item->n_tokens);
+    LH_REQUIRE(!item->draw || item->token, LH_ERR_INVALID, "a draw without room for its token");
+    if (item->draw)
+        LH_TRY(lh_sampling_check(&item->draw->how));
     for (int64_t i = 0; i < item->n_tokens; i++)
         LH_REQUIRE(item->tokens[i] >= 0 && item->tokens[i] < e->d.n_vocab, LH_ERR_DATA,
                    "token %lld is %d: the vocabulary has ids 0 to %lld", (long long)i,
@@ -98,11 +101,11 @@ static lh_status check_item(const lh_engine *e, const lh_step_item *item)
     return LH_OK;
 }
 
-static lh_status check_finite(const lh_engine *e, const float *logits, int64_t n_rows,
+/* bad: known to be without looking */
+static lh_status check_finite(const lh_engine *e, int bad, const float *logits, int64_t n_rows,
                               int64_t position)
 {
     size_t n = (size_t)n_rows * (size_t)e->d.n_vocab;
-    int bad = 0;
 
     for (size_t i = 0; i < n;
          i++) /* the exponent of infinities and NaN is all ones: x - x is not 0 */
@@ -125,7 +128,7 @@ lh_status lh_logits_done(lh_engine *e, const lh_step_item *item, int64_t turn, i
 {
     if (!e->take)
         return LH_OK;
-    LH_TRY(alike(e, check_finite(e, item->logits, n, turn + first + n)));
+    LH_TRY(alike(e, check_finite(e, 0, item->logits, n, turn + first + n)));
     return e->take(e->take_user, first, n, item->logits);
 }
 
@@ -160,9 +163,12 @@ lh_status lh_step(lh_engine *e, const lh_step_item *items, int n_items)
     }
     if (n > 0)
         LH_TRY(lh_decode(e, single, n));
-    for (int i = 0; i < n_items && !e->take; i++)
-        LH_TRY(alike(
-            e, check_finite(e, items[i].logits, items[i].n_logits, items[i].session->position)));
+    for (int i = 0; i < n_items; i++) {
+        const lh_step_item *item = &items[i];
+        int bad = item->draw && *item->token == LH_SAMPLE_NOT_FINITE;
+        LH_TRY(alike(e, check_finite(e, bad, item->logits, e->take ? 0 : item->n_logits,
+                                     item->session->position)));
+    }
     lh_enter(e, LH_PHASE_NONE, -1);
     return LH_OK;
 }

@@ -106,19 +106,37 @@ static int32_t argmax(const float *x, int64_t n)
     return (int32_t)best;
 }
 
+lh_step_item turn(lh_session *s, const int32_t *tokens, int64_t n_tokens, int64_t n_logits,
+                  float *logits)
+{
+    return (lh_step_item){.session = s,
+                          .tokens = tokens,
+                          .n_tokens = n_tokens,
+                          .n_logits = n_logits,
+                          .logits = logits};
+}
+
+lh_status feed(lh_engine *e, lh_session *s, const int32_t *tokens, int64_t n_tokens,
+               int64_t n_logits, float *logits)
+{
+    lh_step_item item = turn(s, tokens, n_tokens, n_logits, logits);
+
+    return lh_step(e, &item, 1);
+}
+
 void greedy(lh_engine *e, lh_session *s, const int32_t *tokens, int64_t n_tokens, int32_t *out,
             int n, float *last)
 {
     int64_t vocab = e->d.n_vocab;
     float *row = malloc((size_t)vocab * sizeof *row);
 
-    CHECK_OK(lh_step(e, &(lh_step_item){s, tokens, n_tokens, 1, row}, 1));
+    CHECK_OK(feed(e, s, tokens, n_tokens, 1, row));
     if (last)
         memcpy(last, row, (size_t)vocab * sizeof *row);
     for (int i = 0; i < n; i++) {
         out[i] = argmax(row, vocab);
         if (i + 1 < n)
-            CHECK_OK(lh_step(e, &(lh_step_item){s, &out[i], 1, 1, row}, 1));
+            CHECK_OK(feed(e, s, &out[i], 1, 1, row));
     }
     free(row);
 }

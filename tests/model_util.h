@@ -34,6 +34,12 @@ const float *golden_f32(const lh_safetensors *f, int64_t *n_values, const char *
 /* Ids of an i64 tensor, for free(). */
 int32_t *golden_ids(const lh_safetensors *f, const char *name, int64_t *n);
 
+/* An item of a step that draws nothing, and a step of it alone. */
+lh_step_item turn(lh_session *s, const int32_t *tokens, int64_t n_tokens, int64_t n_logits,
+                  float *logits);
+lh_status feed(lh_engine *e, lh_session *s, const int32_t *tokens, int64_t n_tokens,
+               int64_t n_logits, float *logits);
+
 /* Feeds `tokens` as one turn and draws n greedy tokens; last [n_vocab] are the logits after the
  * turn. */
 void greedy(lh_engine *e, lh_session *s, const int32_t *tokens, int64_t n_tokens, int32_t *out,

@@ -57,7 +57,7 @@ static void run(const char *backend, int deterministic, const int32_t *tokens, i
     if (!e)
         return;
     lh_session *s = open_session(e);
-    CHECK_OK(lh_step(e, &(lh_step_item){s, tokens, n, n, logits}, 1));
+    CHECK_OK(feed(e, s, tokens, n, n, logits));
     CHECK_OK(lh_session_reset(s));
     greedy(e, s, tokens, n, drawn, 16, NULL);
     lh_session_destroy(s);
@@ -141,7 +141,7 @@ static void test_same_bits(void)
         if (!e)
             return;
         lh_session *s = open_session(e);
-        CHECK_OK(lh_step(e, &(lh_step_item){s, tokens, N, 1, logits[i]}, 1));
+        CHECK_OK(feed(e, s, tokens, N, 1, logits[i]));
         lh_session_destroy(s);
         lh_engine_close(e);
     }
@@ -150,15 +150,27 @@ static void test_same_bits(void)
 
 /*
  * Sessions that decode together and alone, in this order: some steps of each are recorded ones.
+ * The tokens that they draw, unused, are those of their logits.
  * They are more than the rows that every product takes one by one, in beginnings of a prompt.
  */
-enum { SESSIONS = 20, STEPS = 4, VOCAB = 4096 };
+enum { SESSIONS = 20, STEPS = 4, VOCAB = 4096, HOW = 4 };
+
+/* The last reaches further than a GPU sorts: the host draws then. */
+static const lh_sampling how[HOW] = {
+    {.top_p = 1},
+    {.temperature = 1, .top_p = 1, .seed = 3},
+    {.temperature = 0.8f, .top_k = 50, .top_p = 0.95f, .seed = 4},
+    {.temperature = 50, .top_p = 0.999f, .seed = 5},
+};
 
 static void decode_sessions(const int32_t *tokens, float *logits, int deterministic, int together)
 {
     lh_engine *e = NULL;
     lh_session *s[SESSIONS];
     lh_step_item items[SESSIONS];
+    lh_draw draw[SESSIONS];
+    int32_t drawn[SESSIONS];
+    static double scratch[VOCAB];
 
     CHECK_OK(lh_engine_open(&e, &(lh_engine_opts){.model_dir = source_path("models/needle"),
                                                   .backend = "cuda",
@@ -170,17 +182,23 @@ static void decode_sessions(const int32_t *tokens, float *logits, int determinis
         return;
     for (int i = 0; i < SESSIONS; i++) {
         s[i] = open_session(e);
-        CHECK_OK(lh_step(e, &(lh_step_item){s[i], tokens, 10 + 9 * i, 0, NULL}, 1));
+        CHECK_OK(feed(e, s[i], tokens, 10 + 9 * i, 0, NULL));
     }
     for (int n = 0; n < STEPS; n++) {
         for (int i = 0; i < SESSIONS; i++) {
-            items[i] = (lh_step_item){s[i], &tokens[10 + 9 * i + n], 1, 1,
-                                      logits + ((int64_t)n * SESSIONS + i) * VOCAB};
+            draw[i] = (lh_draw){how[i % HOW], (uint64_t)n};
+            items[i] = turn(s[i], &tokens[10 + 9 * i + n], 1, 1,
+                            logits + ((int64_t)n * SESSIONS + i) * VOCAB);
+            items[i].draw = &draw[i];
+            items[i].token = &drawn[i];
             if (!together)
                 CHECK_OK(lh_step(e, &items[i], 1));
         }
         if (together)
             CHECK_OK(lh_step(e, items, SESSIONS));
+        for (int i = 0; i < SESSIONS; i++)
+            CHECK_EQ(drawn[i],
+                     lh_sample(items[i].logits, VOCAB, &draw[i].how, draw[i].number, scratch));
     }
     for (int i = 0; i < SESSIONS; i++)
         lh_session_destroy(s[i]);
@@ -215,7 +233,7 @@ static void some_prefills(lh_engine *e, lh_session *s, const int32_t *tokens, in
 {
     for (int i = 0; i < 40; i++) {
         CHECK_OK(lh_session_reset(s));
-        CHECK_OK(lh_step(e, &(lh_step_item){s, tokens, n, 0, NULL}, 1));
+        CHECK_OK(feed(e, s, tokens, n, 0, NULL));
     }
 }
 

@@ -99,12 +99,12 @@ static void test_bad_steps(void)
     int32_t tokens[11] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}, bad[2] = {1, 320};
     float logits[320];
 
-    check_step_refused(e, &(lh_step_item){s, tokens, 11, 1, logits}, 1, LH_ERR_DATA);
-    check_step_refused(e, &(lh_step_item){s, tokens, 0, 0, logits}, 1, LH_ERR_DATA);
-    check_step_refused(e, &(lh_step_item){s, bad, 2, 1, logits}, 1, LH_ERR_DATA);
+    check_step_refused(e, (lh_step_item[]){turn(s, tokens, 11, 1, logits)}, 1, LH_ERR_DATA);
+    check_step_refused(e, (lh_step_item[]){turn(s, tokens, 0, 0, logits)}, 1, LH_ERR_DATA);
+    check_step_refused(e, (lh_step_item[]){turn(s, bad, 2, 1, logits)}, 1, LH_ERR_DATA);
     CHECK_EQ(lh_session_position(s), 0);
-    CHECK_OK(lh_step(e, &(lh_step_item){s, tokens, 10, 1, logits}, 1));
-    check_step_refused(e, &(lh_step_item){s, tokens, 1, 1, logits}, 1, LH_ERR_DATA);
+    CHECK_OK(feed(e, s, tokens, 10, 1, logits));
+    check_step_refused(e, (lh_step_item[]){turn(s, tokens, 1, 1, logits)}, 1, LH_ERR_DATA);
     check_refused(lh_session_create(&more, e, 11), 65);
     lh_session_destroy(s);
     lh_engine_close(e);
@@ -120,19 +120,74 @@ static void test_sessions_apart(void)
 
     for (int i = 0; i < 200; i++)
         tokens[i] = (i * 37 + 11) % 515;
-    CHECK_OK(lh_step(e, &(lh_step_item){a, tokens, 200, 1, alone_a}, 1));
-    CHECK_OK(lh_step(e, &(lh_step_item){b, tokens + 50, 100, 1, alone_b}, 1));
-    CHECK_OK(lh_step(e, &(lh_step_item){b, &one, 1, 1, alone_b}, 1));
+    CHECK_OK(feed(e, a, tokens, 200, 1, alone_a));
+    CHECK_OK(feed(e, b, tokens + 50, 100, 1, alone_b));
+    CHECK_OK(feed(e, b, &one, 1, 1, alone_b));
     CHECK_OK(lh_session_reset(a));
     CHECK_OK(lh_session_reset(b));
-    CHECK_OK(lh_step(e, &(lh_step_item){b, tokens + 50, 100, 0, NULL}, 1));
-    const lh_step_item both[2] = {{a, tokens, 200, 1, both_a}, {b, &one, 1, 1, both_b}};
+    CHECK_OK(feed(e, b, tokens + 50, 100, 0, NULL));
+    const lh_step_item both[2] = {turn(a, tokens, 200, 1, both_a), turn(b, &one, 1, 1, both_b)};
     CHECK_OK(lh_step(e, both, 2));
     CHECK_SAME_BITS(both_a, alone_a, sizeof both_a);
     CHECK_SAME_BITS(both_b, alone_b, sizeof both_b);
     check_step_refused(e, (lh_step_item[]){both[1], both[1]}, 2, LH_ERR_INVALID);
     lh_session_destroy(a);
     lh_session_destroy(b);
+    lh_engine_close(e);
+}
+
+/* Tokens drawn by a step, after a prompt and one by one, alone and beside others, with logits and
+ * without: those that lh_sample draws from its logits. */
+static void test_draws(void)
+{
+    enum { VOCAB = 515, N = 2, HOW = 3, STEPS = 20 };
+    static const lh_sampling how[HOW] = {
+        {.top_p = 1},
+        {.temperature = 2, .top_p = 1, .min_p = 0.01f, .seed = 5},
+        {.temperature = 1.5f, .top_k = 40, .top_p = 0.9f, .seed = 6}};
+    lh_engine *e = open_engine("tests/golden/beta", 1, 1, 64, 128, 300);
+    lh_session *s[N];
+    lh_draw draw[N];
+    lh_step_item items[N];
+    int32_t tokens[200], drawn[N];
+    float logits[N][VOCAB];
+    char scratch[VOCAB * 16];
+
+    for (int i = 0; i < 200; i++)
+        tokens[i] = (i * 37 + 11) % VOCAB;
+    for (int i = 0; i < N; i++)
+        s[i] = open_session(e);
+    for (int step = 0; step < STEPS; step++) {
+        for (int i = 0; i < N; i++) {
+            draw[i] = (lh_draw){how[(step + i) % HOW], (uint64_t)step};
+            items[i] = turn(s[i], step == 0 ? tokens : &tokens[drawn[i] % 200],
+                            step == 0 ? 100 + 50 * i : 1, step % 5 != i, logits[i]);
+            items[i].draw = &draw[i];
+            items[i].token = &drawn[i];
+        }
+        CHECK_OK(lh_step(e, items, N));
+        for (int i = 0; i < N; i++) {
+            CHECK(drawn[i] >= 0 && drawn[i] < VOCAB);
+            if (items[i].n_logits)
+                CHECK_EQ(drawn[i],
+                         lh_sample(logits[i], VOCAB, &draw[i].how, draw[i].number, scratch));
+        }
+    }
+    items[0].token = NULL;
+    check_step_refused(e, items, 1, LH_ERR_INVALID);
+    items[0].token = &drawn[0];
+    draw[0].how.top_p = 0;
+    check_step_refused(e, items, 1, LH_ERR_USAGE);
+
+    draw[0].how.top_p = 1;
+    items[0].n_logits = 0;
+    s[0]->at.kda[0] = INFINITY; /* on every rank, so that no logit is finite */
+    check_step_refused(e, items, 1, LH_ERR_DATA);
+    e->allow_nonfinite = 1;
+    CHECK_OK(lh_step(e, items, 1));
+    CHECK_EQ(drawn[0], 0);
+    for (int i = 0; i < N; i++)
+        lh_session_destroy(s[i]);
     lh_engine_close(e);
 }
 
@@ -165,14 +220,14 @@ static void test_batch(const char *model)
     for (int together = 0; together <= 1; together++) {
         for (int i = 0; i < N; i++) {
             CHECK_OK(lh_session_reset(s[i]));
-            CHECK_OK(lh_step(e, &(lh_step_item){s[i], tokens[i], 1 + i % LONGEST, 0, NULL}, 1));
+            CHECK_OK(feed(e, s[i], tokens[i], 1 + i % LONGEST, 0, NULL));
         }
         for (int n = 0; n < STEPS; n++) {
             float *to = together ? both : alone + (size_t)n * step;
             for (int i = 0; i < N; i++) {
                 int j = (i * 29 + n) % N; /* in another order every time */
-                items[i] = (lh_step_item){s[j], &tokens[j][LONGEST + n], 1, (n + j) % 5 > 0,
-                                          to + (size_t)j * vocab};
+                items[i] =
+                    turn(s[j], &tokens[j][LONGEST + n], 1, (n + j) % 5 > 0, to + (size_t)j * vocab);
                 if (!together)
                     CHECK_OK(lh_step(e, &items[i], 1));
             }
@@ -214,11 +269,11 @@ static void test_turns(void)
 
     for (int i = 0; i < 150; i++)
         tokens[i] = (i * 31 + 5) % 320;
-    CHECK_OK(lh_step(e, &(lh_step_item){s, tokens, 150, 1, whole}, 1));
+    CHECK_OK(feed(e, s, tokens, 150, 1, whole));
     for (int cut = 1; cut < 150; cut += 7) {
         CHECK_OK(lh_session_reset(s));
-        CHECK_OK(lh_step(e, &(lh_step_item){s, tokens, cut, 0, NULL}, 1));
-        CHECK_OK(lh_step(e, &(lh_step_item){s, tokens + cut, 150 - cut, 1, pieces}, 1));
+        CHECK_OK(feed(e, s, tokens, cut, 0, NULL));
+        CHECK_OK(feed(e, s, tokens + cut, 150 - cut, 1, pieces));
         CHECK_NEAR(pieces, whole, 320, 1e-4);
     }
     lh_session_destroy(s);
@@ -278,6 +333,7 @@ int main(int argc, char **argv)
     RUN(test_published_plan);
     RUN(test_bad_steps);
     RUN(test_sessions_apart);
+    RUN(test_draws);
     RUN(test_batches);
     RUN(test_turns);
     RUN(test_fill);

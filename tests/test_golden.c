@@ -96,7 +96,7 @@ static void check_random_model(const char *name, int64_t segment, int64_t block)
     seen user = {f, e};
 
     e->observer = (lh_observer){check_rows, &user};
-    CHECK_OK(lh_step(e, &(lh_step_item){s, ids, n_tokens, n_tokens, logits}, 1));
+    CHECK_OK(feed(e, s, ids, n_tokens, n_tokens, logits));
     e->observer = (lh_observer){0};
     const float *want_logits = golden_f32(f, &n, "logits");
     CHECK_EQ(n, n_tokens * e->d.n_vocab);
@@ -150,7 +150,7 @@ static void check_needle_prompt(lh_engine *e, const lh_safetensors *f, const jso
 
     for (int64_t i = 0; i < n; i++)
         tokens[i] = (int32_t)json_integer_value(json_array_get(ids, (size_t)i));
-    CHECK_OK(lh_step(e, &(lh_step_item){s, tokens, n, 8, logits}, 1));
+    CHECK_OK(feed(e, s, tokens, n, 8, logits));
     const float *want = golden_f32(f, &count, "%d.logits", number);
     CHECK_NEAR(logits, want, count, TOLERANCE);
     (void)snprintf(name, sizeof name, "%d.greedy", number);

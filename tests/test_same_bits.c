@@ -114,8 +114,8 @@ static void compare_filled(const char *model, int64_t n_tokens)
     CHECK_EQ(lh_session_position(got), n_tokens);
     compare_states(e, got, want);
     for (int i = 0; i < MORE; i++) {
-        CHECK_OK(lh_step(one, &(lh_step_item){want, tokens + i, 1, 1, a}, 1));
-        CHECK_OK(lh_step(e, &(lh_step_item){got, tokens + i, 1, 1, b}, 1));
+        CHECK_OK(feed(one, want, tokens + i, 1, 1, a));
+        CHECK_OK(feed(e, got, tokens + i, 1, 1, b));
         CHECK_SAME_BITS(b, a, bytes);
     }
     compare_states(e, got, want);

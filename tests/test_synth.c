@@ -187,7 +187,7 @@ static void logits_of(lh_engine *e, float *out)
 
     for (int i = 0; i < N_TOKENS; i++)
         tokens[i] = (int32_t)(lh_synth_bits(1, (uint64_t)i) % (uint64_t)e->d.n_vocab);
-    CHECK_OK(lh_step(e, &(lh_step_item){s, tokens, N_TOKENS, N_LOGITS, out}, 1));
+    CHECK_OK(feed(e, s, tokens, N_TOKENS, N_LOGITS, out));
     lh_session_destroy(s);
 }
 
@@ -302,7 +302,7 @@ static void test_groups(void)
 
     for (int i = 0; i < N_TOKENS; i++)
         tokens[i] = (int32_t)(lh_synth_bits(1, (uint64_t)i) % (uint64_t)e->d.n_vocab);
-    lh_step_item item = {s, tokens, N_TOKENS, N_LOGITS, want};
+    lh_step_item item = turn(s, tokens, N_TOKENS, N_LOGITS, want);
     CHECK_OK(lh_step(e, &item, 1));
     CHECK_OK(lh_session_reset(s));
     item.logits = group;

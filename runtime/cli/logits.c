@@ -51,23 +51,26 @@ static lh_status allocate(const lh_cli *c, logits_run *run)
                     "greedy tokens");
 }
 
-static lh_status compute(lh_cli *c, logits_run *run, lh_session *session, float *row, void *scratch)
+static lh_status compute(lh_cli *c, logits_run *run, lh_session *session)
 {
-    const lh_sampling greedy = {.top_p = 1};
+    const lh_draw greedy = {.how = {.top_p = 1}};
     int64_t n_vocab = c->model.n_vocab;
-    size_t row_bytes = (size_t)n_vocab * sizeof *row;
-    lh_step_item item = {session, run->ids, run->n_ids, run->n_last, run->logits};
+    int32_t fed, token = 0;
+    lh_step_item item = {session, run->ids, run->n_ids, run->n_last, run->logits, &greedy, &token};
     double begin = lh_log_seconds();
 
     LH_TRY(lh_step(c->engine, &item, 1));
     run->prefill_s = lh_log_seconds() - begin;
-    memcpy(row, run->logits + (run->n_last - 1) * n_vocab, row_bytes);
-    lh_digest(row, row_bytes, run->digest);
+    lh_digest(run->logits + (run->n_last - 1) * n_vocab, (size_t)n_vocab * sizeof *run->logits,
+              run->digest);
     begin = lh_log_seconds();
     for (int64_t i = 0; i < run->n_greedy; i++) {
-        int32_t token = lh_sample(row, n_vocab, &greedy, (uint64_t)i, scratch);
-        run->greedy[i] = token;
-        item = (lh_step_item){session, &token, 1, 1, row};
+        run->greedy[i] = fed = token;
+        item = (lh_step_item){.session = session,
+                              .tokens = &fed,
+                              .n_tokens = 1,
+                              .draw = &greedy,
+                              .token = &token};
         if (i + 1 < run->n_greedy)
             LH_TRY(lh_step(c->engine, &item, 1));
     }
@@ -79,19 +82,11 @@ static lh_status step(lh_cli *c, logits_run *run, int64_t context)
 {
     lh_status st = LH_OK;
     lh_session *session = NULL;
-    void *scratch = NULL;
-    float *row = NULL;
 
-    st = lh_alloc((void **)&row, (size_t)c->model.n_vocab * sizeof *row, "a row of logits");
-    if (st == LH_OK)
-        st = lh_alloc(&scratch, lh_sample_scratch_bytes(c->model.n_vocab), "the sampler's scratch");
-    LH_TRY_OUT(lh_job_agree(c->job, st));
     LH_TRY_OUT(lh_session_create(&session, c->engine, context));
-    LH_TRY_OUT(compute(c, run, session, row, scratch));
+    LH_TRY_OUT(compute(c, run, session));
 out:
     lh_session_destroy(session);
-    free(row);
-    free(scratch);
     return st;
 }
 

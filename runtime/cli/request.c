@@ -129,14 +129,13 @@ static lh_status add_text(lh_cli *c, lh_request *r, int32_t token)
     return st;
 }
 
-/* Draws the next token of one request and says whether it goes on. */
-static lh_status draw(lh_cli *c, const lh_run *run, lh_request *r, void *scratch)
+/* Adds the token that the step has drawn, and says whether the request goes on. */
+static lh_status add_token(lh_cli *c, const lh_run *run, lh_request *r)
 {
-    int64_t n_vocab = c->model.n_vocab;
-    int32_t token = lh_sample(r->logits, n_vocab, &r->sampling, (uint64_t)r->n_tokens, scratch);
+    int32_t token = r->token;
 
     if (r->n_logprobs > 0 && c->rank.rank == 0)
-        LH_TRY(add_logprobs(r, token, n_vocab));
+        LH_TRY(add_logprobs(r, token, c->model.n_vocab));
     r->tokens[r->n_tokens++] = token;
     if (lh_cli_is_end(c, token))
         r->finish = "stop";
@@ -166,18 +165,27 @@ static lh_status prepare(lh_cli *c, lh_request *r, int64_t context)
     return LH_OK;
 }
 
+/* A step of these tokens that draws the next one. */
+static lh_step_item make_item(lh_request *r, const int32_t *tokens, int64_t n_tokens,
+                              int wants_logits)
+{
+    r->draw = (lh_draw){r->sampling, (uint64_t)r->n_tokens};
+    return (lh_step_item){.session = r->session,
+                          .tokens = tokens,
+                          .n_tokens = n_tokens,
+                          .n_logits = wants_logits,
+                          .logits = r->logits,
+                          .draw = &r->draw,
+                          .token = &r->token};
+}
+
 static lh_status prefill(lh_cli *c, lh_run *run, lh_request *requests, int n, lh_step_item *items)
 {
     double begin = lh_log_seconds();
 
     for (int i = 0; i < n; i++) {
-        lh_request *r = &requests[i];
-        items[i] = (lh_step_item){.session = r->session,
-                                  .tokens = r->ids,
-                                  .n_tokens = r->n_ids,
-                                  .n_logits = 1,
-                                  .logits = r->logits};
-        run->prefill_tokens += r->n_ids;
+        items[i] = make_item(&requests[i], requests[i].ids, requests[i].n_ids, 1);
+        run->prefill_tokens += requests[i].n_ids;
     }
     LH_TRY(lh_step(c->engine, items, n));
     run->prefill_s += lh_log_seconds() - begin;
@@ -186,27 +194,20 @@ static lh_status prefill(lh_cli *c, lh_run *run, lh_request *requests, int n, lh
     return LH_OK;
 }
 
-static lh_status decode(lh_cli *c, lh_run *run, lh_request *requests, int n, lh_step_item *items,
-                        void *scratch)
+static lh_status decode(lh_cli *c, lh_run *run, lh_request *requests, int n, lh_step_item *items)
 {
     double begin = lh_log_seconds();
 
     for (;;) {
         int n_items = 0;
-        double sampling = lh_log_seconds();
         for (int i = 0; i < n; i++) {
             lh_request *r = &requests[i];
             if (r->finish)
                 continue;
-            LH_TRY(draw(c, run, r, scratch));
+            LH_TRY(add_token(c, run, r));
             if (!r->finish)
-                items[n_items++] = (lh_step_item){.session = r->session,
-                                                  .tokens = r->tokens + r->n_tokens - 1,
-                                                  .n_tokens = 1,
-                                                  .n_logits = 1,
-                                                  .logits = r->logits};
+                items[n_items++] = make_item(r, r->tokens + r->n_tokens - 1, 1, r->n_logprobs > 0);
         }
-        lh_engine_count(c->engine, lh_log_seconds() - sampling);
         if (n_items == 0)
             break;
         LH_TRY(lh_step(c->engine, items, n_items));
@@ -220,18 +221,15 @@ lh_status lh_run_requests(lh_cli *c, lh_run *run, lh_request *requests, int n, i
 {
     lh_status st = LH_OK;
     lh_step_item *items = calloc((size_t)n, sizeof *items);
-    void *scratch = NULL;
 
     st = items ? LH_OK : LH_FAIL(LH_ERR_NOMEM, "a batch of %d: out of memory", n);
     for (int i = 0; i < n && st == LH_OK; i++)
         st = prepare(c, &requests[i], context);
-    if (st == LH_OK)
-        st = lh_alloc(&scratch, lh_sample_scratch_bytes(c->model.n_vocab), "the sampler's scratch");
     LH_TRY_OUT(lh_job_agree(c->job, st));
     for (int i = 0; i < n; i++)
         LH_TRY_OUT(lh_session_create(&requests[i].session, c->engine, context));
     LH_TRY_OUT(prefill(c, run, requests, n, items));
-    LH_TRY_OUT(decode(c, run, requests, n, items, scratch));
+    LH_TRY_OUT(decode(c, run, requests, n, items));
 out:
     for (int i = 0; i < n; i++) {
         lh_session_destroy(requests[i].session);
@@ -240,6 +238,5 @@ out:
         requests[i].logits = NULL;
     }
     free(items);
-    free(scratch);
     return st;
 }

@@ -28,7 +28,9 @@ typedef struct lh_request {
     char digest[65];    /* of the logits of the last prompt position */
 
     lh_session *session; /* while it runs */
-    float *logits;       /* [n_vocab], the next token's */
+    float *logits;       /* [n_vocab], of the last token's position, where they are wanted */
+    int32_t token;       /* drawn by the step, to be added */
+    lh_draw draw;        /* how */
     size_t n_shown;      /* bytes of text handed to on_text */
 } lh_request;
 

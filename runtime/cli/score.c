@@ -76,7 +76,11 @@ static lh_status compute(lh_cli *c, score_run *run, int64_t context)
     lh_session *session = NULL;
 
     LH_TRY(lh_session_create(&session, c->engine, context));
-    lh_step_item item = {session, run->ids, run->n_ids, run->n_ids, run->logits};
+    lh_step_item item = {.session = session,
+                         .tokens = run->ids,
+                         .n_tokens = run->n_ids,
+                         .n_logits = run->n_ids,
+                         .logits = run->logits};
     double begin = lh_log_seconds();
     lh_status st = lh_step_groups(c->engine, &item, take, run);
     run->prefill_s = lh_log_seconds() - begin;

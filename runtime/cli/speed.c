@@ -25,19 +25,27 @@ static lh_status reset(lh_speed *s)
     return LH_OK;
 }
 
-/* Tokens [begin, end) of every sequence, or of the last one alone. */
+/* Tokens [begin, end) of every sequence, or of the last one alone. Each draws a token, as in use,
+ * though the tokens fed are known; the last one's logits come along. */
 static lh_status step(lh_speed *s, int64_t begin, int64_t end, int only_last)
 {
-    for (int i = 0; i < s->batch; i++)
-        s->items[i] = (lh_step_item){s->sessions[i], s->tokens + i * s->room + begin, end - begin,
-                                     1, s->logits + i * s->n_vocab};
-    int first = only_last ? s->batch - 1 : 0;
+    static const lh_draw greedy = {.how = {.top_p = 1}};
+    int last = s->batch - 1, first = only_last ? last : 0;
+
+    for (int i = first; i <= last; i++)
+        s->items[i] = (lh_step_item){.session = s->sessions[i],
+                                     .tokens = s->tokens + i * s->room + begin,
+                                     .n_tokens = end - begin,
+                                     .n_logits = i == last,
+                                     .logits = s->logits,
+                                     .draw = &greedy,
+                                     .token = &s->drawn[i]};
     return lh_step(s->c->engine, s->items + first, s->batch - first);
 }
 
 const float *lh_speed_logits(const lh_speed *s)
 {
-    return s->logits + (s->batch - 1) * s->n_vocab;
+    return s->logits;
 }
 
 static lh_status compare(lh_speed *s, const lh_speed_row *r)
@@ -194,7 +202,8 @@ lh_status lh_speed_allocate(lh_speed *s)
     LH_TRY(lh_alloc((void **)&s->sessions, batch * sizeof *s->sessions, "list of sessions"));
     LH_TRY(lh_alloc((void **)&s->items, batch * sizeof *s->items, "list of sessions"));
     LH_TRY(lh_alloc((void **)&s->tokens, batch * (size_t)s->room * sizeof *s->tokens, "tokens"));
-    LH_TRY(lh_alloc((void **)&s->logits, batch * vocab * sizeof *s->logits, "logits"));
+    LH_TRY(lh_alloc((void **)&s->logits, vocab * sizeof *s->logits, "logits"));
+    LH_TRY(lh_alloc((void **)&s->drawn, batch * sizeof *s->drawn, "tokens"));
     LH_TRY(lh_alloc((void **)&s->seconds, (size_t)s->repeat * sizeof *s->seconds, "times"));
     for (size_t i = 0; i < batch * (size_t)s->room; i++)
         s->tokens[i] = (int32_t)(lh_synth_bits(key, i) % vocab);
@@ -233,6 +242,7 @@ void lh_speed_free(lh_speed *s)
     free(s->items);
     free(s->tokens);
     free(s->logits);
+    free(s->drawn);
     free(s->seconds);
 }
 

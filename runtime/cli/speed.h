@@ -36,7 +36,8 @@ typedef struct lh_speed {
     lh_session **sessions; /* [batch] */
     lh_step_item *items;   /* [batch] */
     int32_t *tokens;       /* [batch, room] */
-    float *logits;         /* [batch, n_vocab] */
+    float *logits;         /* [n_vocab] of the last sequence */
+    int32_t *drawn;        /* [batch] tokens, which nobody reads */
     double *seconds;       /* [repeat] */
 } lh_speed;
 
