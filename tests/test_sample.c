@@ -27,6 +27,7 @@ enum kind {
     ZEROS, /* zeros of both signs, and less */
     TINY,  /* below the normal numbers of f32 */
     FALLING,
+    STEPS, /* the first 1,024 are every fourth: on CUDA one of each thread */
     N_KINDS
 };
 
@@ -43,6 +44,8 @@ static float logit_of(enum kind kind, int64_t id)
         return (float)(int)(check_random() % 9 - 4) * 0x1p-149f;
     case FALLING:
         return (float)id * -0.001f;
+    case STEPS:
+        return (float)check_uniform() + (float)(id % 4 == 0 && id < 4 * LH_SAMPLE_SORTED);
     default:
         return (float)(3 * check_normal());
     }
@@ -136,12 +139,13 @@ static void check_rows(enum kind kind, int64_t n, int64_t n_rows, int first, tal
 
 static void test_tokens(void)
 {
-    static const int64_t sizes[] = {1, 2, 40, 255, 256, 257, 1023, 1024, 1025, 4093, 5000, 16388};
+    static const int64_t sizes[] = {1,    2,    40,   255,  256,  257,  1023,
+                                    1024, 1025, 4093, 4096, 5000, 16382};
     tally t = {0};
 
-    for (int kind = 0; kind < N_KINDS; kind++)
+    for (enum kind kind = SPREAD; kind < N_KINDS; kind++)
         for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
-            check_rows(kind, sizes[i], 64, kind, &t);
+            check_rows(kind, sizes[i], 64, (int)kind, &t);
     CHECK(t.drawn > 0 && (t.open > 0 || kernels == &lh_kernels_cpu));
 }
 

@@ -5,7 +5,7 @@
  * A row of 163,840 logits is read once for a greedy token. By id it is read twice and costs an exp
  * of f64 a logit, about 20 operations. In order the first LH_SAMPLE_SORTED candidates are found by
  * their leading bytes, with one reading for each byte until they stand apart (3 or 4), and then
- * sorted; top_p costs the exps as well.
+ * sorted; top_p without top_k costs the exps as well.
  */
 #include "kernels/cuda/cuda.cuh"
 #include "kernels/sample.h"
@@ -214,7 +214,7 @@ static __device__ __forceinline__ int find_byte(const unsigned *count, unsigned 
     return value;
 }
 
-/* A key that at least `want` keys reach and no more; `least`: one that at least so many reach. */
+/* A number that exactly `want` keys reach; `least` is one that they and perhaps more reach. */
 static __device__ uint64_t find_border(shared *s, const row *r, unsigned want, uint64_t least)
 {
     uint64_t border = 0, known = 0; /* the bytes found so far; a mask of them */
