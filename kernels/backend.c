@@ -25,6 +25,8 @@ const lh_kernels *lh_kernels_cuda_sizes(void)
                                      .mla_prefill_work_bytes = lh_cuda_mla_prefill_work_bytes,
                                      .mla_decode_work_bytes = lh_cuda_mla_decode_work_bytes,
                                      .sample_work_bytes = lh_cuda_sample_work_bytes,
+                                     .plan_send_work_bytes = lh_cuda_plan_send_work_bytes,
+                                     .plan_receive_work_bytes = lh_cuda_plan_receive_work_bytes,
                                      .stream_bytes = lh_cuda_stream_bytes};
     return &sizes;
 #endif

@@ -498,6 +498,45 @@ lh_status lh_check_sample(const lh_sample_args *a)
     return check_work(op, a->work);
 }
 
+lh_status lh_check_plan_send(const lh_plan_send_args *a)
+{
+    const char *op = "plan_send";
+
+    ROWS(n_rows);
+    DIM(n_experts);
+    RANGE(top_k, 1, a->n_experts < LH_MAX_TOP_K ? a->n_experts : LH_MAX_TOP_K);
+    RANGE(n_rows, 0, DIM_MAX / a->top_k);
+    RANGE(size, 1, DIM_MAX - 1);
+    POINTER(total);
+    POINTER(first);
+    RANGE(first[0], 0, 0);
+    for (int r = 0; r < a->size; r++)
+        RANGE(first[r + 1], a->first[r], a->n_experts);
+    RANGE(first[a->size], a->n_experts, a->n_experts);
+    if (a->n_rows == 0)
+        return LH_OK;
+    POINTER(send_row);
+    POINTER(source);
+    POINTER(pair_expert);
+    POINTER(expert);
+    return check_work(op, a->work);
+}
+
+lh_status lh_check_plan_receive(const lh_plan_receive_args *a)
+{
+    const char *op = "plan_receive";
+
+    ROWS(n_pairs);
+    if (a->n_pairs == 0)
+        return LH_OK;
+    DIM(n_nets);
+    RANGE(n_copies, 1, a->n_pairs);
+    POINTER(pair_copy);
+    POINTER(back_pair);
+    POINTER(pair_expert);
+    return check_work(op, a->work);
+}
+
 lh_status lh_check_synth_fill(const lh_synth_fill_args *a)
 {
     const char *op = "synth_fill";

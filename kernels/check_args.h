@@ -34,6 +34,8 @@ lh_status lh_check_moe_step(const lh_moe_step_args *a);
 lh_status lh_check_gather(const lh_gather_args *a);
 lh_status lh_check_combine(const lh_combine_args *a);
 lh_status lh_check_sample(const lh_sample_args *a);
+lh_status lh_check_plan_send(const lh_plan_send_args *a);
+lh_status lh_check_plan_receive(const lh_plan_receive_args *a);
 lh_status lh_check_synth_fill(const lh_synth_fill_args *a);
 
 #ifdef __cplusplus

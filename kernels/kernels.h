@@ -405,6 +405,40 @@ typedef struct lh_sample_args {
     void *work; /* lh_kernels.sample_work_bytes(...) bytes, 256-byte aligned */
 } lh_sample_args;
 
+/*
+ * The exchange of rows with the ranks of their experts, planned where the routing lies
+ * (parallel/expert.h). Rank r has experts first[r] .. first[r + 1] - 1; one copy of a row goes to
+ * each rank that has any of its experts. A pair is a row and one of its experts; pairs are sent by
+ * rank, then by row, then by slot. The same integers on every backend.
+ */
+typedef struct lh_plan_send_args {
+    int32_t *total;        /* out [n_experts + size]: pairs of each expert, then copies to each
+                              rank; without rows too */
+    int32_t *send_row;     /* out [copies]: which row each copy is, by rank, then by row */
+    int32_t *source;       /* out [n_rows, top_k]: which pair, in the order sent, each slot is */
+    uint32_t *pair_expert; /* out [n_rows * top_k], in the order sent: twice the expert's number,
+                              counted from its rank's first, plus 1 where a copy begins */
+    const int32_t *expert; /* in [n_rows, top_k], each row rising, below n_experts */
+    const int32_t *first;  /* host [size + 1], from 0 to n_experts, not falling */
+    int64_t n_rows;        /* n_rows * top_k below 2^31 */
+    int n_experts, top_k, size;
+    void *work; /* lh_kernels.plan_send_work_bytes(...) bytes, 256-byte aligned */
+} lh_plan_send_args;
+
+/*
+ * The other side: pairs as they were sent, rank after rank, are put in order of their experts; the
+ * pairs of one expert stay as they came. Numbers of a peer that cannot be right are taken as the
+ * nearest that can, so that nothing outside is read or written, then or later.
+ */
+typedef struct lh_plan_receive_args {
+    int32_t *pair_copy;          /* out [n_pairs]: which received copy each pair in order reads */
+    int32_t *back_pair;          /* out [n_pairs]: the place in order of each received pair */
+    const uint32_t *pair_expert; /* in [n_pairs], as of plan_send */
+    int64_t n_pairs, n_copies;   /* with pairs there are copies */
+    int n_nets;                  /* experts of this rank */
+    void *work; /* lh_kernels.plan_receive_work_bytes(...) bytes, 256-byte aligned */
+} lh_plan_receive_args;
+
 /* Elements `first` .. first + n - 1 of a synthetic tensor (base/synth.h), the same bits on every
  * backend. */
 typedef struct lh_synth_fill_args {
@@ -443,6 +477,8 @@ typedef struct lh_kernels {
     lh_status (*gather)(lh_stream *s, const lh_gather_args *a);
     lh_status (*combine)(lh_stream *s, const lh_combine_args *a);
     lh_status (*sample)(lh_stream *s, const lh_sample_args *a);
+    lh_status (*plan_send)(lh_stream *s, const lh_plan_send_args *a);
+    lh_status (*plan_receive)(lh_stream *s, const lh_plan_receive_args *a);
     lh_status (*synth_fill)(lh_stream *s, const lh_synth_fill_args *a);
 
     /* Bytes of `work`, by the same functions that lay it out; 0 rows need 0 bytes. SIZE_MAX: does
@@ -453,6 +489,8 @@ typedef struct lh_kernels {
     size_t (*mla_decode_work_bytes)(int64_t n_seq, int64_t n_keys, int n_heads, int d_latent,
                                     int d_rope);
     size_t (*sample_work_bytes)(int64_t n_rows, int64_t n_vocab);
+    size_t (*plan_send_work_bytes)(int64_t n_rows, int size);
+    size_t (*plan_receive_work_bytes)(int64_t n_pairs, int n_nets);
 
     /* Bytes that opening a stream with so many threads takes: scratch of the threads. */
     size_t (*stream_bytes)(int n_threads);

@@ -9,7 +9,8 @@ static const int64_t positions[] = {5, 7}, overlapping[] = {5, 6}, negative[] = 
 static const int64_t runs[] = {0, 2, 3}, runs_off[] = {0, 1, 3}, runs_over[] = {0, 4, 3};
 static const int64_t n_keys[] = {1, 2, 3};
 static const lh_bf16 *const nets[] = {(void *)memory, (void *)memory}, *const no_net[2];
-static const int32_t net[] = {0, 1, 1}, net_over[] = {0, 2, 1}, net_under[] = {-1, 0, 1};
+static const int32_t net[] = {0, 1, 1}, net_over[] = {0, 2, 1}, net_under[] = {-1, 0, 1},
+                     net_falling[] = {0, 1, 0};
 static const lh_tiles tiles = {3, starts};
 
 #define GOOD(op, ...)                                                                              \
@@ -125,6 +126,31 @@ static void test_rows(void)
         NO_ROWS(combine, n_rows);
         BAD(combine, top_k, 0);
         BAD(combine, weight, NULL);
+    }
+    {
+        GOOD(plan_send, .total = p, .send_row = p, .source = p, .pair_expert = p, .expert = p,
+             .first = net, .n_rows = 3, .n_experts = 1, .top_k = 1, .size = 2, .work = p);
+        NO_ROWS(plan_send, n_rows);
+        BAD(plan_send, first, net_over);
+        BAD(plan_send, first, net_under);
+        BAD(plan_send, first, net_falling);
+        BAD(plan_send, first, NULL);
+        BAD(plan_send, n_experts, 2);
+        BAD(plan_send, top_k, 2);
+        BAD(plan_send, size, 0);
+        BAD(plan_send, total, NULL);
+        BAD(plan_send, pair_expert, NULL);
+        BAD(plan_send, work, memory + 64);
+    }
+    {
+        GOOD(plan_receive, .pair_copy = p, .back_pair = p, .pair_expert = p, .n_pairs = 3,
+             .n_copies = 2, .n_nets = 1, .work = p);
+        NO_ROWS(plan_receive, n_pairs);
+        BAD(plan_receive, n_copies, 0);
+        BAD(plan_receive, n_copies, 4);
+        BAD(plan_receive, n_nets, 0);
+        BAD(plan_receive, back_pair, NULL);
+        BAD(plan_receive, work, NULL);
     }
     {
         GOOD(synth_fill, .out = p, .form = LH_SYNTH_AS_F32, .first = 7, .n = 3);

@@ -38,6 +38,8 @@ lh_status lh_cuda_moe_step(lh_stream *s, const lh_moe_step_args *a);
 lh_status lh_cuda_gather(lh_stream *s, const lh_gather_args *a);
 lh_status lh_cuda_combine(lh_stream *s, const lh_combine_args *a);
 lh_status lh_cuda_sample(lh_stream *s, const lh_sample_args *a);
+lh_status lh_cuda_plan_send(lh_stream *s, const lh_plan_send_args *a);
+lh_status lh_cuda_plan_receive(lh_stream *s, const lh_plan_receive_args *a);
 lh_status lh_cuda_synth_fill(lh_stream *s, const lh_synth_fill_args *a);
 
 size_t lh_cuda_kda_work_bytes(int64_t n_rows, int n_tiles, int n_heads, int d_k, int d_v);
@@ -46,6 +48,8 @@ size_t lh_cuda_mla_prefill_work_bytes(int64_t n_rows, int n_heads, int d_nope, i
 size_t lh_cuda_mla_decode_work_bytes(int64_t n_seq, int64_t n_keys, int n_heads, int d_latent,
                                      int d_rope);
 size_t lh_cuda_sample_work_bytes(int64_t n_rows, int64_t n_vocab);
+size_t lh_cuda_plan_send_work_bytes(int64_t n_rows, int size);
+size_t lh_cuda_plan_receive_work_bytes(int64_t n_pairs, int n_nets);
 size_t lh_cuda_stream_bytes(int n_threads);
 
 #ifdef __cplusplus

@@ -70,6 +70,15 @@ size_t lh_cuda_mla_decode_layout(lh_cuda_mla_decode_work *w, void *base, int64_t
     return c.used;
 }
 
+size_t lh_cuda_plan_layout(lh_cuda_plan_work *w, void *base, int64_t n_columns, int64_t n_blocks)
+{
+    lh_carve c = {.base = base};
+
+    w->count = lh_carve_take(&c, (size_t)n_columns, (size_t)n_blocks * sizeof *w->count, ALIGN);
+    w->total = lh_carve_take(&c, (size_t)n_columns, sizeof *w->total, ALIGN);
+    return c.used;
+}
+
 /* For the table; dimensions that are not arguments of a layout are those that there are. */
 
 size_t lh_cuda_kda_work_bytes(int64_t n_rows, int n_tiles, int n_heads, int d_k, int d_v)
@@ -105,6 +114,22 @@ size_t lh_cuda_sample_work_bytes(int64_t n_rows, int64_t n_vocab)
     lh_carve_take(&c, (size_t)n_rows, (size_t)div_up(n_vocab, LH_SAMPLE_GROUP) * sizeof(double),
                   ALIGN);
     return c.used;
+}
+
+size_t lh_cuda_plan_send_work_bytes(int64_t n_rows, int size)
+{
+    lh_cuda_plan_work w;
+    int64_t n_blocks = div_up(n_rows, LH_CUDA_PLAN_ROWS);
+
+    return n_rows == 0 ? 0 : lh_cuda_plan_layout(&w, NULL, 2 * (int64_t)size, n_blocks);
+}
+
+size_t lh_cuda_plan_receive_work_bytes(int64_t n_pairs, int n_nets)
+{
+    lh_cuda_plan_work w;
+    int64_t n_blocks = div_up(n_pairs, LH_CUDA_PLAN_PAIRS);
+
+    return n_pairs == 0 ? 0 : lh_cuda_plan_layout(&w, NULL, (int64_t)n_nets + 1, n_blocks);
 }
 
 size_t lh_cuda_stream_bytes(int n_threads)

@@ -63,6 +63,16 @@ typedef struct lh_cuda_mla_decode_work {
 size_t lh_cuda_mla_decode_layout(lh_cuda_mla_decode_work *w, void *base, int64_t n_seq,
                                  int64_t max_keys, int n_heads);
 
+#define LH_CUDA_PLAN_ROWS 256   /* of a block of threads in plan_send */
+#define LH_CUDA_PLAN_PAIRS 2048 /* and in plan_receive */
+
+typedef struct lh_cuda_plan_work {
+    int32_t *count; /* [n_columns, blocks], see plan.cu */
+    int32_t *total; /* [n_columns] */
+} lh_cuda_plan_work;
+
+size_t lh_cuda_plan_layout(lh_cuda_plan_work *w, void *base, int64_t n_columns, int64_t n_blocks);
+
 #ifdef __cplusplus
 }
 #endif
