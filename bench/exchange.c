@@ -9,7 +9,7 @@
 #include "base/synth.h"
 #include "parallel/shard.h"
 
-#define SEGMENT 512 /* the runtime's default */
+#define SEGMENT 512 /* the runtime's default, where the host plans */
 #define SLICE 1024  /* rows that the host has at a time */
 
 /* What a row should be: a token's, and which expert it comes from. */
@@ -118,24 +118,42 @@ static void choose(exchange *x, int hot)
     }
     for (int i = 0; i < N_WAYS; i++)
         x->bytes[i] = rows[i] * x->row_bytes;
-    /* As runtime/prefill.c numbers them: on GPUs a rank's rows are one. */
     for (int64_t i = 0; i < x->n_rows; i++)
-        x->segment[i] =
-            x->r->k->device->reads_host ? me * (x->n_rows / SEGMENT + 1) + i / SEGMENT : me;
+        x->segment[i] = me * (x->n_rows / SEGMENT + 1) + i / SEGMENT;
 }
 
 /* ----------------------------------------------------------------- set-up */
 
+/* What plans of the device need: their memory, and the choices there. */
+static lh_status prepare_device(exchange *x)
+{
+    const lh_device_ops *dev = x->r->k->device;
+    int rank = x->r->comm->rank, size = x->r->comm->size;
+    size_t bytes = (size_t)x->n_rows * TOP_K * sizeof *x->own;
+    size_t lists =
+        lh_expert_device_bytes(x->r->k, x->n_rows, x->n_rows * size, N_EXPERTS, TOP_K, rank, size);
+    size_t totals = (size_t)size * (size_t)(N_EXPERTS + size) * sizeof(int32_t);
+
+    x->device.k = x->r->k;
+    LH_TRY(dev->alloc(x->r->s, &x->device.lists, lists, "lists of plans"));
+    LH_TRY(dev->alloc_host(x->r->s, (void **)&x->device.totals, totals, "numbers of plans"));
+    LH_TRY(dev->alloc(x->r->s, (void **)&x->own, bytes, "choices"));
+    LH_TRY(dev->upload(x->r->s, x->own, x->chosen + rank * x->n_rows * TOP_K, bytes));
+    return dev->sync(x->r->s);
+}
+
 static lh_status prepare(exchange *x, int hot)
 {
     size_t n = (size_t)x->n_rows, size = (size_t)x->r->comm->size;
+    int by_host = x->r->k->device->reads_host; /* as runtime/engine.c chooses */
 
-    LH_TRY(lh_expert_create(&x->expert, x->n_rows, x->n_rows * x->r->comm->size, N_EXPERTS, TOP_K,
-                            x->r->comm, x->r->boot));
     LH_TRY(lh_alloc((void **)&x->chosen, n * size * TOP_K * sizeof *x->chosen, "choices"));
     LH_TRY(lh_alloc((void **)&x->segment, n * sizeof *x->segment, "segments"));
     choose(x, hot);
-    return LH_OK;
+    if (!by_host)
+        LH_TRY(prepare_device(x));
+    return lh_expert_create(&x->expert, x->n_rows, x->n_rows * x->r->comm->size, N_EXPERTS, TOP_K,
+                            x->r->comm, x->r->boot, by_host ? NULL : &x->device);
 }
 
 static lh_status plan_plain(exchange *x)
@@ -214,11 +232,13 @@ lh_status exchange_create(exchange *x, ranks *r, int64_t n_rows, uint64_t seed, 
 
 void exchange_destroy(exchange *x)
 {
-    void *device[] = {x->x,   x->sent,  x->received,   x->pair_x,         x->pair_y, x->back,
-                      x->out, x->index, x->plain_sent, x->plain_received, x->weight};
+    void *device[] = {
+        x->x,     x->sent, x->received, x->pair_x,     x->pair_y,         x->back,        x->out,
+        x->index, x->own,  x->weight,   x->plain_sent, x->plain_received, x->device.lists};
 
     for (size_t i = 0; i < sizeof device / sizeof device[0]; i++)
         x->r->k->device->release(x->r->s, device[i]);
+    x->r->k->device->release_host(x->r->s, x->device.totals);
     lh_expert_destroy(x->expert);
     free(x->chosen);
     free(x->segment);
@@ -226,13 +246,24 @@ void exchange_destroy(exchange *x)
 
 /* ------------------------------------------------------------------ steps */
 
-/* to[i] = from[index[i]] with an index of the plan, which is host memory. */
-static lh_status permute(exchange *x, void *to, const void *from, const int32_t *index, int64_t n)
+/* A list of the plan where the device can read it. */
+static lh_status place_list(exchange *x, const int32_t **list, int64_t n)
 {
-    LH_TRY(x->r->k->device->upload(x->r->s, x->index, index, (size_t)n * sizeof *index));
+    const int32_t *from = *list;
+
+    if (x->plan->on_device)
+        return LH_OK;
+    *list = x->index;
+    return x->r->k->device->upload(x->r->s, x->index, from, (size_t)n * sizeof *from);
+}
+
+/* to[i] = from[list[i]] with a list of the plan. */
+static lh_status permute(exchange *x, void *to, const void *from, const int32_t *list, int64_t n)
+{
+    LH_TRY(place_list(x, &list, n));
     return x->r->k->gather(
         x->r->s,
-        &(lh_gather_args){.y = to, .x = from, .index = x->index, .n_rows = n, .width = D_MODEL});
+        &(lh_gather_args){.y = to, .x = from, .index = list, .n_rows = n, .width = D_MODEL});
 }
 
 lh_status exchange_plan(void *data)
@@ -240,7 +271,11 @@ lh_status exchange_plan(void *data)
     exchange *x = data;
     const int32_t *own = x->chosen + x->r->comm->rank * x->n_rows * TOP_K;
 
-    return lh_expert_make_plan(x->expert, own, x->segment, x->n_rows, &x->plan);
+    if (x->r->k->device->reads_host)
+        return lh_expert_make_plan(x->expert, own, x->segment, x->n_rows, &x->plan);
+    LH_TRY(lh_expert_queue_plan(x->expert, x->own, x->n_rows, x->r->s));
+    LH_TRY(lh_comm_wait(x->r->comm, x->r->s));
+    return lh_expert_finish_plan(x->expert, x->r->s, &x->plan);
 }
 
 lh_status exchange_dispatch_wire(void *data)
@@ -276,12 +311,12 @@ lh_status exchange_collect(void *data)
 lh_status exchange_combine(void *data)
 {
     exchange *x = data;
+    const int32_t *source = x->plan->source;
 
-    LH_TRY(x->r->k->device->upload(x->r->s, x->index, x->plan->source,
-                                   (size_t)x->n_rows * TOP_K * sizeof *x->index));
+    LH_TRY(place_list(x, &source, x->n_rows * TOP_K));
     return x->r->k->combine(x->r->s, &(lh_combine_args){.x = x->out,
                                                         .rows = x->back,
-                                                        .source = x->index,
+                                                        .source = source,
                                                         .weight = x->weight,
                                                         .n_rows = x->n_rows,
                                                         .d = D_MODEL,
@@ -340,20 +375,31 @@ static int tiles_right(const exchange *x, const row_of *pairs, int64_t n)
     return pair == n;
 }
 
-/* The rows that come back, in their order; 0: `source` does not name each once. */
-static int list_back(const exchange *x, row_of *out)
+/* The rows that come back, in their order; *right 0: `source` does not name each once. */
+static lh_status list_back(const exchange *x, row_of *out, int *right)
 {
     int64_t n = x->n_rows * TOP_K, first = x->r->comm->rank * x->n_rows;
+    lh_status st = LH_OK;
+    int32_t *source = NULL;
 
+    LH_TRY(lh_alloc((void **)&source, (size_t)n * sizeof *source, "a list of the plan"));
+    if (x->plan->on_device)
+        LH_TRY_OUT(x->r->k->device->download(x->r->s, source, x->plan->source,
+                                             (size_t)n * sizeof *source));
+    else
+        memcpy(source, x->plan->source, (size_t)n * sizeof *source);
+    LH_TRY_OUT(x->r->k->device->sync(x->r->s));
     for (int64_t i = 0; i < n; i++)
         out[i].expert = -1;
-    for (int64_t i = 0; i < n; i++) {
-        int32_t from = x->plan->source[i];
-        if (from < 0 || from >= n || out[from].expert >= 0)
-            return 0;
-        out[from] = (row_of){(int32_t)(first + i / TOP_K), x->chosen[first * TOP_K + i]};
+    for (int64_t i = 0; i < n && *right; i++) {
+        int32_t from = source[i];
+        *right = from >= 0 && from < n && out[from].expert < 0;
+        if (*right)
+            out[from] = (row_of){(int32_t)(first + i / TOP_K), x->chosen[first * TOP_K + i]};
     }
-    return 1;
+out:
+    free(source);
+    return st;
 }
 
 /* Whether what has been queued leaves these rows at `device`; says which one is not right. */
@@ -405,7 +451,8 @@ static lh_status come_back(exchange *x, int right[N_CHECKS])
     LH_TRY(exchange_collect(x));
     right[BYTES] &= x->r->comm->bytes_sent - before == x->bytes[EXCHANGE_BACK];
     LH_TRY_OUT(lh_alloc((void **)&rows, (size_t)n * sizeof *rows, "rows returned"));
-    right[PLAN] &= list_back(x, rows);
+    if (right[PLAN])
+        LH_TRY_OUT(list_back(x, rows, &right[PLAN]));
     if (!right[PLAN])
         goto out;
     LH_TRY_OUT(rows_right(x, x->back, rows, n, 1, "collect", &right[COLLECT]));

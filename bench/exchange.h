@@ -25,13 +25,15 @@ typedef struct exchange {
     int64_t n_rows; /* tokens of a rank */
     size_t row_bytes;
     lh_expert *expert;
+    lh_expert_device device; /* on GPUs, which plan by themselves */
     const lh_expert_plan *plan;
     int32_t *chosen;  /* host [size * n_rows, TOP_K], the tokens of all ranks */
-    int64_t *segment; /* host [n_rows] */
+    int64_t *segment; /* host [n_rows], where the host plans */
     /* on the device, as large as the plan needs them */
     void *x, *sent, *received, *pair_x, *pair_y, *back, *out;
     void *plain_sent, *plain_received;
-    int32_t *index;
+    int32_t *own;   /* this rank's choices */
+    int32_t *index; /* a list of a plan that the host has made */
     float *weight;
     size_t bytes[N_WAYS];       /* that this rank sends to others, counted from the choices */
     size_t mean_bytes[N_WAYS];  /* over the ranks */

@@ -1,56 +1,13 @@
-#include "parallel/expert.h"
+#include "parallel/expert_internal.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/mem.h"
-#include "parallel/shard.h"
-
-/* Numbers that travel first, about what one rank sends to another. */
-enum { ROWS, COPIES, PAIRS, GROUPS, N_COUNTS };
-typedef int64_t counts[N_COUNTS];
-
-/* A copy and a pair where they lie. */
-typedef struct place {
-    int32_t copy, pair;
-} place;
-
-/*
- * The copies of one segment that one rank sends to another: neighbours, because rows come in order;
- * and the pairs that belong to them. A rank sends a group for each of its segments to every rank,
- * even if it has no copies. `begin` is counted where the group lies.
- */
-typedef struct group {
-    int64_t segment;
-    place begin;
-    int32_t n_copies, n_pairs;
-} group;
-
-struct lh_expert {
-    lh_comm *comm, *host; /* of rows, of plans */
-    int64_t max_rows, max_block;
-    int n_experts, top_k, planned;
-    lh_range own; /* this rank's experts */
-    lh_expert_plan plan;
-
-    int32_t *owner;                  /* [n_experts] its rank */
-    int32_t *first;                  /* [size + 1] each rank's first expert */
-    counts *to, *from;               /* [size] what goes to and comes from each rank */
-    size_t *send_bytes, *recv_bytes; /* [size] of the exchange under way */
-    place *next;                     /* [size] cursors into what is sent */
-    group *send_group;               /* [size, segments here] */
-    int32_t *send_row, *source;      /* the plan's arrays */
-    /* Of each pair: twice the expert's number at the receiver, plus 1 if it begins a copy. */
-    uint32_t *send_expert, *recv_expert;
-    group *groups, *spare;                /* [max_block] what arrives */
-    int32_t *at, *tile_at, *before;       /* [own experts] cursors of the grouping */
-    int32_t *pair_copy, *back_pair, *net; /* the plan's arrays */
-    int64_t *tile_start;
-};
 
 /* Measures with base NULL; the struct itself comes first. */
 static size_t layout(lh_expert **out, void *base, int64_t max_rows, int64_t max_block,
-                     int n_experts, int top_k, int rank, int size)
+                     int n_experts, int top_k, int rank, int size, int on_device)
 {
     lh_carve c = {.base = base};
     lh_range own = lh_split(n_experts, rank, size);
@@ -59,17 +16,22 @@ static size_t layout(lh_expert **out, void *base, int64_t max_rows, int64_t max_
     size_t rows = (size_t)max_rows, block = (size_t)max_block;
     size_t sent = rows * (size_t)lh_min64(top_k, size);
     size_t pairs = block * (size_t)lh_min64(top_k, here);
+    size_t tiles = on_device ? (size_t)lh_min64((int64_t)pairs, here * size) : pairs;
     lh_expert measured, *e;
 
     *out = lh_carve_take(&c, 1, sizeof **out, 64);
     e = *out ? *out : &measured;
     e->own = own;
-    e->owner = lh_carve_take(&c, (size_t)n_experts, sizeof *e->owner, 64);
     e->first = lh_carve_take(&c, n_ranks + 1, sizeof *e->first, 64);
     e->to = lh_carve_take(&c, n_ranks, sizeof *e->to, 64);
     e->from = lh_carve_take(&c, n_ranks, sizeof *e->from, 64);
     e->send_bytes = lh_carve_take(&c, n_ranks, sizeof *e->send_bytes, 64);
     e->recv_bytes = lh_carve_take(&c, n_ranks, sizeof *e->recv_bytes, 64);
+    e->net = lh_carve_take(&c, tiles, sizeof *e->net, 64);
+    e->tile_start = lh_carve_take(&c, tiles + 1, sizeof *e->tile_start, 64);
+    if (on_device)
+        return c.used;
+    e->owner = lh_carve_take(&c, (size_t)n_experts, sizeof *e->owner, 64);
     e->next = lh_carve_take(&c, n_ranks, sizeof *e->next, 64);
     e->send_row = lh_carve_take(&c, sent, sizeof *e->send_row, 64);
     e->send_group = lh_carve_take(&c, rows, n_ranks * sizeof *e->send_group, 64);
@@ -83,30 +45,29 @@ static size_t layout(lh_expert **out, void *base, int64_t max_rows, int64_t max_
     e->before = lh_carve_take(&c, n_here, sizeof *e->before, 64);
     e->pair_copy = lh_carve_take(&c, pairs, sizeof *e->pair_copy, 64);
     e->back_pair = lh_carve_take(&c, pairs, sizeof *e->back_pair, 64);
-    e->net = lh_carve_take(&c, pairs, sizeof *e->net, 64);
-    e->tile_start = lh_carve_take(&c, pairs + 1, sizeof *e->tile_start, 64);
     return c.used;
 }
 
-static int fits(int64_t max_rows, int64_t max_block, int n_experts, int top_k)
+int lh_expert_fits(int64_t max_rows, int64_t max_block, int n_experts, int top_k)
 {
     return top_k >= 1 && top_k <= n_experts && top_k <= LH_MAX_TOP_K && max_rows >= 0 &&
            max_rows <= max_block && max_block <= INT32_MAX / top_k;
 }
 
 size_t lh_expert_bytes(int64_t max_rows, int64_t max_block, int n_experts, int top_k, int rank,
-                       int size)
+                       int size, int on_device)
 {
     lh_expert *none;
 
-    return fits(max_rows, max_block, n_experts, top_k)
-               ? layout(&none, NULL, max_rows, max_block, n_experts, top_k, rank, size)
+    return lh_expert_fits(max_rows, max_block, n_experts, top_k)
+               ? layout(&none, NULL, max_rows, max_block, n_experts, top_k, rank, size, on_device)
                : SIZE_MAX;
 }
 
 lh_status lh_expert_create(lh_expert **out, int64_t max_rows, int64_t max_block, int n_experts,
-                           int top_k, lh_comm *c, lh_comm *host)
+                           int top_k, lh_comm *c, lh_comm *host, const lh_expert_device *device)
 {
+    int on_device = device != NULL;
     lh_expert *e;
     void *block;
 
@@ -117,13 +78,13 @@ lh_status lh_expert_create(lh_expert **out, int64_t max_rows, int64_t max_block,
                "%d of %d experts per token, expected 1 to %d", top_k, n_experts, LH_MAX_TOP_K);
     LH_REQUIRE(max_rows >= 0 && max_rows <= max_block, LH_ERR_INVALID,
                "%lld rows of a block of %lld", (long long)max_rows, (long long)max_block);
-    LH_REQUIRE(fits(max_rows, max_block, n_experts, top_k), LH_ERR_UNSUPPORTED,
+    LH_REQUIRE(lh_expert_fits(max_rows, max_block, n_experts, top_k), LH_ERR_UNSUPPORTED,
                "a block of %lld rows with %d experts each, expected less than 2^31 pairs",
                (long long)max_block, top_k);
-    LH_TRY(lh_alloc(&block,
-                    lh_expert_bytes(max_rows, max_block, n_experts, top_k, c->rank, c->size),
-                    "expert dispatch"));
-    (void)layout(&e, block, max_rows, max_block, n_experts, top_k, c->rank, c->size);
+    LH_TRY(lh_alloc(
+        &block, lh_expert_bytes(max_rows, max_block, n_experts, top_k, c->rank, c->size, on_device),
+        "expert dispatch"));
+    (void)layout(&e, block, max_rows, max_block, n_experts, top_k, c->rank, c->size, on_device);
     e->comm = c;
     e->host = host;
     e->max_rows = max_rows;
@@ -132,7 +93,11 @@ lh_status lh_expert_create(lh_expert **out, int64_t max_rows, int64_t max_block,
     e->top_k = top_k;
     for (int r = 0; r <= c->size; r++)
         e->first[r] = r < c->size ? (int32_t)lh_split(n_experts, r, c->size).begin : n_experts;
-    for (int i = 0; i < n_experts; i++)
+    e->plan.net = e->net;
+    e->plan.on_device = on_device;
+    if (device)
+        lh_expert_place_lists(e, device);
+    for (int i = 0; !device && i < n_experts; i++)
         e->owner[i] = lh_split_owner(n_experts, i, c->size);
     *out = e;
     return LH_OK;
@@ -243,9 +208,19 @@ static void pack_sent(lh_expert *e, const int32_t *expert, const int64_t *segmen
     }
 }
 
-/* Items of `bytes` each: out[r][what] of them to each rank, in[r][what] from it. */
-static lh_status exchange(lh_expert *e, lh_comm *c, const void *send, const counts *out, void *recv,
-                          const counts *in, int what, size_t bytes, lh_stream *s)
+lh_status lh_expert_planned(lh_expert *e, const lh_expert_plan **out)
+{
+    e->plan.send_row = e->send_row;
+    e->plan.pair_copy = e->pair_copy;
+    e->plan.back_pair = e->back_pair;
+    e->plan.source = e->source;
+    e->planned = 1;
+    *out = &e->plan;
+    return LH_OK;
+}
+
+lh_status lh_expert_exchange(lh_expert *e, lh_comm *c, const void *send, const counts *out,
+                             void *recv, const counts *in, int what, size_t bytes, lh_stream *s)
 {
     for (int r = 0; r < c->size; r++) {
         e->send_bytes[r] = (size_t)out[r][what] * bytes;
@@ -402,14 +377,16 @@ static void place_pairs(lh_expert *e, int64_t n_groups)
 lh_status lh_expert_make_plan(lh_expert *e, const int32_t *expert, const int64_t *segment,
                               int64_t n_rows, const lh_expert_plan **out)
 {
+    LH_REQUIRE(!e->plan.on_device, LH_ERR_INVALID,
+               "a plan by the host where the device makes them");
     e->planned = 0;
     LH_TRY(count_sent(e, expert, segment, n_rows));
     pack_sent(e, expert, segment);
     LH_TRY(exchange_counts(e));
-    LH_TRY(exchange(e, e->host, e->send_group, e->to, e->groups, e->from, GROUPS, sizeof(group),
-                    NULL));
-    LH_TRY(exchange(e, e->host, e->send_expert, e->to, e->recv_expert, e->from, PAIRS,
-                    sizeof(int32_t), NULL));
+    LH_TRY(lh_expert_exchange(e, e->host, e->send_group, e->to, e->groups, e->from, GROUPS,
+                              sizeof(group), NULL));
+    LH_TRY(lh_expert_exchange(e, e->host, e->send_expert, e->to, e->recv_expert, e->from, PAIRS,
+                              sizeof(int32_t), NULL));
 
     int64_t n_groups = place_groups(e);
     LH_REQUIRE(n_groups >= 0, LH_ERR_DISAGREE,
@@ -421,14 +398,7 @@ lh_status lh_expert_make_plan(lh_expert *e, const int32_t *expert, const int64_t
     count_tiles(e, n_groups);
     place_pairs(e, n_groups);
 
-    e->plan.net = e->net;
-    e->plan.send_row = e->send_row;
-    e->plan.pair_copy = e->pair_copy;
-    e->plan.back_pair = e->back_pair;
-    e->plan.source = e->source;
-    e->planned = 1;
-    *out = &e->plan;
-    return LH_OK;
+    return lh_expert_planned(e, out);
 }
 
 static lh_status check_planned(const lh_expert *e, size_t row_bytes)
@@ -443,12 +413,12 @@ lh_status lh_expert_dispatch(lh_expert *e, const void *send, void *recv, size_t 
                              lh_stream *s)
 {
     LH_TRY(check_planned(e, row_bytes));
-    return exchange(e, e->comm, send, e->to, recv, e->from, COPIES, row_bytes, s);
+    return lh_expert_exchange(e, e->comm, send, e->to, recv, e->from, COPIES, row_bytes, s);
 }
 
 lh_status lh_expert_collect(lh_expert *e, const void *send, void *recv, size_t row_bytes,
                             lh_stream *s)
 {
     LH_TRY(check_planned(e, row_bytes));
-    return exchange(e, e->comm, send, e->from, recv, e->to, PAIRS, row_bytes, s);
+    return lh_expert_exchange(e, e->comm, send, e->from, recv, e->to, PAIRS, row_bytes, s);
 }

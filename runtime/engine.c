@@ -135,10 +135,12 @@ static lh_status allocate(lh_engine *e)
     (void)lh_communication_layout(&e->ws, e->arena_comm, g);
     (void)lh_host_layout(&e->host, e->arena_host, g);
     if (e->d.n_dense_layers < e->d.n_layers) {
+        lh_expert_device device = {e->k, e->ws.moe.lists, e->host.totals};
         LH_TRY(lh_expert_create(&e->expert, g->round_rows, g->round_rows * g->size, e->d.n_experts,
-                                e->d.top_k, e->comm, e->boot));
-        used->communication += lh_expert_bytes(g->round_rows, g->round_rows * g->size,
-                                               e->d.n_experts, e->d.top_k, g->rank, g->size);
+                                e->d.top_k, e->comm, e->boot, g->by_runs ? &device : NULL));
+        used->communication +=
+            lh_expert_bytes(g->round_rows, g->round_rows * g->size, e->d.n_experts, e->d.top_k,
+                            g->rank, g->size, g->by_runs);
     }
     e->slot_taken = calloc((size_t)g->max_sessions, 1);
     LH_REQUIRE(e->slot_taken, LH_ERR_NOMEM, "%d sessions", g->max_sessions);

@@ -139,7 +139,8 @@ typedef struct lh_workspace {
         void *pair_x, *pair_y; /* (token, expert) pairs computed here */
         void *hidden;          /* [pairs, 2, d_expert] act */
         void *back;            /* [round_rows, top_k, d_model] act */
-        int32_t *index;        /* the longest of the plan's index lists */
+        int32_t *index;        /* the longest of the plan's index lists; not by runs */
+        void *lists;           /* by runs: of plans made on the device */
     } moe;
     struct {
         /* n = batch; [n, own heads, dim] act; raw [n, 3, own heads, dim] */
@@ -162,9 +163,10 @@ typedef struct lh_workspace {
 
 /* Host arrays of a step. */
 typedef struct lh_host_space {
-    int32_t *expert;     /* [n, top_k] as downloaded */
+    int32_t *expert;     /* [n, top_k] as downloaded; not by runs */
+    int32_t *totals;     /* by runs: of plans made on the device, see lh_expert_device */
     int64_t *position;   /* [n] absolute position of each row */
-    int64_t *segment;    /* [n] segment of each row, from the start of the turn; by runs its rank */
+    int64_t *segment;    /* [n] segment of each row, from the start of the turn; not by runs */
     int64_t *tile_start; /* [max_segments + 1] */
     int32_t *net;        /* [max(max_segments, batch)]: zeros, for calls of one network */
     int64_t *unit_start; /* [head rows + 1] tiles of one row */
@@ -283,7 +285,7 @@ typedef struct lh_phase_total {
  * one; seconds are asked for half a ring of marks later, when they have long passed.
  */
 #define LH_MARK_RING 1024
-#define LH_MARK_ROUTED LH_MARK_RING /* beside the clock's: the routing of a layer is downloaded */
+#define LH_MARK_ROUTED LH_MARK_RING /* beside the clock's: a plan's download has run */
 _Static_assert(LH_MARK_ROUTED < LH_MARKS, "a mark for each use");
 
 typedef struct lh_phase_clock {

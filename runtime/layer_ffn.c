@@ -73,13 +73,24 @@ static size_t row_bytes(const lh_engine *e)
     return (size_t)e->d.d_model * e->g.act_bytes;
 }
 
-/* y[i] = x[index[i]] with an index of the plan, which is host memory. */
-static lh_status permute(lh_engine *e, void *y, const void *x, const int32_t *index, int64_t n)
+/* A list of the plan where the device can read it: in place, or in the one room for all lists. */
+static lh_status place_list(lh_engine *e, const lh_expert_plan *p, const int32_t **list, int64_t n)
 {
-    LH_TRY(e->k->device->upload(e->s, e->ws.moe.index, index, (size_t)n * sizeof *index));
+    const int32_t *from = *list;
+
+    if (p->on_device)
+        return LH_OK;
+    *list = e->ws.moe.index;
+    return e->k->device->upload(e->s, e->ws.moe.index, from, (size_t)n * sizeof *from);
+}
+
+/* y[i] = x[list[i]] with a list of the plan. */
+static lh_status permute(lh_engine *e, const lh_expert_plan *p, void *y, const void *x,
+                         const int32_t *list, int64_t n)
+{
+    LH_TRY(place_list(e, p, &list, n));
     return e->k->gather(
-        e->s, &(lh_gather_args){
-                  .y = y, .x = x, .index = e->ws.moe.index, .n_rows = n, .width = e->d.d_model});
+        e->s, &(lh_gather_args){.y = y, .x = x, .index = list, .n_rows = n, .width = e->d.d_model});
 }
 
 /* The rows of the block from `begin` on to the ranks of their experts; *x: where the copies that
@@ -94,7 +105,7 @@ static lh_status dispatch(lh_engine *e, const lh_expert_plan *p, int64_t begin, 
         return LH_OK;
     }
     *x = w->moe.received;
-    LH_TRY(permute(e, w->moe.sent, rows, p->send_row, p->n_sent));
+    LH_TRY(permute(e, p, w->moe.sent, rows, p->send_row, p->n_sent));
     return lh_expert_dispatch(e->expert, w->moe.sent, w->moe.received, row_bytes(e), e->s);
 }
 
@@ -112,36 +123,72 @@ static lh_status collect(lh_engine *e, const lh_expert_plan *p, const void **row
     }
     *rows = w->moe.back;
     *source = p->source;
-    LH_TRY(permute(e, w->moe.pair_x, w->moe.pair_y, p->back_pair, p->n_pairs));
+    LH_TRY(permute(e, p, w->moe.pair_x, w->moe.pair_y, p->back_pair, p->n_pairs));
     return lh_expert_collect(e->expert, w->moe.pair_x, w->moe.back, row_bytes(e), e->s);
 }
 
-/* Rows [begin, end) of the block: to the experts and back. */
-static lh_status exchange_round(lh_engine *e, const lh_layer_weights *lw, int l, int64_t begin,
-                                int64_t end)
+/* Rows of the block that go to the experts and back in a round. */
+static lh_range round_rows(const lh_engine *e, int round)
+{
+    const lh_tiles *tiles = &e->block.tiles;
+    int64_t first = lh_min64((int64_t)round * e->g.round_segments, tiles->n);
+    int64_t last = lh_min64(first + e->g.round_segments, tiles->n);
+
+    return (lh_range){tiles->start[first], tiles->start[last]};
+}
+
+/* Queues what the host has to know before rows can travel, and a mark: by runs the device's plan of
+ * the round; else the routing of all rows, once, from which the host plans each round. */
+static lh_status begin_plan(lh_engine *e, int round)
+{
+    lh_range rows = round_rows(e, round);
+    int64_t k = e->d.top_k;
+    const int32_t *expert = e->ws.moe.expert;
+
+    if (e->g.by_runs)
+        LH_TRY(lh_expert_queue_plan(e->expert, expert + rows.begin * k, lh_range_size(rows), e->s));
+    else
+        LH_TRY(e->k->device->download(e->s, e->host.expert, expert,
+                                      (size_t)(e->block.n_rows * k) * sizeof *expert));
+    return e->k->device->mark ? e->k->device->mark(e->s, LH_MARK_ROUTED) : LH_OK;
+}
+
+static lh_status end_plan(lh_engine *e, int round, const lh_expert_plan **p)
+{
+    lh_range rows = round_rows(e, round);
+
+    LH_TRY(lh_comm_wait_for(e->comm, e->s, LH_MARK_ROUTED));
+    if (e->g.by_runs)
+        return lh_expert_finish_plan(e->expert, e->s, p);
+    return lh_expert_make_plan(e->expert, e->host.expert + rows.begin * e->d.top_k,
+                               e->host.segment + rows.begin, lh_range_size(rows), p);
+}
+
+/* Rows of the block to the experts and back. */
+static lh_status exchange_round(lh_engine *e, const lh_layer_weights *lw, int l, int round)
 {
     lh_workspace *w = &e->ws;
-    int64_t n = end - begin, d = e->d.d_model, k = e->d.top_k;
+    lh_range range = round_rows(e, round);
+    int64_t begin = range.begin, n = lh_range_size(range), d = e->d.d_model, k = e->d.top_k;
     const lh_expert_plan *p;
     const void *x, *rows;
     const int32_t *source;
 
     lh_enter(e, LH_PHASE_DISPATCH, l);
-    LH_TRY(
-        lh_expert_make_plan(e->expert, e->host.expert + begin * k, e->host.segment + begin, n, &p));
+    LH_TRY(end_plan(e, round, &p));
     LH_TRY(dispatch(e, p, begin, &x));
     lh_enter(e, LH_PHASE_EXPERTS, l);
-    LH_TRY(permute(e, w->moe.pair_x, x, p->pair_copy, p->n_pairs));
+    LH_TRY(permute(e, p, w->moe.pair_x, x, p->pair_copy, p->n_pairs));
     LH_TRY(own_experts(e, lw, w->moe.pair_y, w->moe.pair_x, p->n_pairs, p->tiles, p->net,
                        w->moe.hidden));
     lh_enter(e, LH_PHASE_COMBINE, l);
     LH_TRY(collect(e, p, &rows, &source));
-    LH_TRY(e->k->device->upload(e->s, w->moe.index, source, (size_t)(n * k) * sizeof *source));
+    LH_TRY(place_list(e, p, &source, n * k));
     return e->k->combine(
         e->s,
         &(lh_combine_args){.x = lh_act(e, w->x, begin * d),
                            .rows = rows,
-                           .source = w->moe.index,
+                           .source = source,
                            .weight = w->moe.weight + begin * k,
                            .shared = e->d.n_shared ? lh_act(e, w->moe.shared, begin * d) : NULL,
                            .n_rows = n,
@@ -154,7 +201,7 @@ lh_status lh_ffn_prefill(lh_engine *e, int l)
     const lh_layer_weights *lw = &e->w->layers[l];
     const lh_block *b = &e->block;
     lh_workspace *w = &e->ws;
-    int64_t n = b->n_rows, k = e->d.top_k;
+    int64_t n = b->n_rows;
     int is_dense = l < e->d.n_dense_layers;
 
     lh_enter(e, is_dense ? LH_PHASE_EXPERTS : LH_PHASE_ROUTE, l);
@@ -162,23 +209,19 @@ lh_status lh_ffn_prefill(lh_engine *e, int l)
     if (is_dense)
         return one_network(e, lw, w->x, n, e->d.d_ffn, b->tiles, 1, w->dense.hidden);
     LH_TRY(route(e, lw, n, b->tiles, w->moe.scores, w->moe.expert, w->moe.weight));
-    LH_TRY(e->k->device->download(e->s, e->host.expert, w->moe.expert,
-                                  (size_t)(n * k) * sizeof(int32_t)));
-    if (e->k->device->mark)
-        LH_TRY(e->k->device->mark(e->s, LH_MARK_ROUTED));
+    LH_TRY(begin_plan(e, 0));
     lh_enter(e, LH_PHASE_EXPERTS, l);
-    if (e->d.n_shared) /* the device has this to do while the host plans the exchange */
+    if (e->d.n_shared) /* the device has this to do while the host reads and plans */
         LH_TRY(
             one_network(e, lw, w->moe.shared, n, e->d.d_shared, b->tiles, 0, w->moe.shared_hidden));
-    LH_TRY(lh_comm_wait_for(e->comm, e->s, LH_MARK_ROUTED));
     if (e->observer.rows) {
         e->observer.rows(e->observer.user, "expert", l, w->moe.expert, n, e->host.position);
         e->observer.rows(e->observer.user, "weight", l, w->moe.weight, n, e->host.position);
     }
     for (int i = 0; i < b->n_rounds; i++) {
-        int64_t first = lh_min64((int64_t)i * e->g.round_segments, b->tiles.n);
-        int64_t last = lh_min64(first + e->g.round_segments, b->tiles.n);
-        LH_TRY(exchange_round(e, lw, l, b->tiles.start[first], b->tiles.start[last]));
+        if (i > 0 && e->g.by_runs)
+            LH_TRY(begin_plan(e, i));
+        LH_TRY(exchange_round(e, lw, l, i));
     }
     return LH_OK;
 }

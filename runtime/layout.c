@@ -244,7 +244,12 @@ size_t lh_communication_layout(lh_workspace *w, void *base, const lh_geometry *g
     w->moe.pair_x = take(&c, pairs, d->d_model, g->act_bytes);
     w->moe.pair_y = take(&c, pairs, d->d_model, g->act_bytes);
     w->moe.back = take(&c, travel * g->round_rows, d->top_k * d->d_model, g->act_bytes);
-    w->moe.index = take(&c, lh_max64(pairs, g->round_rows * d->top_k), 1, sizeof(int32_t));
+    if (g->by_runs)
+        w->moe.lists =
+            take_work(&c, lh_expert_device_bytes(g->k, g->round_rows, round, d->n_experts, d->top_k,
+                                                 g->rank, g->size));
+    else
+        w->moe.index = take(&c, lh_max64(pairs, g->round_rows * d->top_k), 1, sizeof(int32_t));
     return c.used;
 }
 
@@ -253,10 +258,12 @@ size_t lh_host_layout(lh_host_space *h, void *base, const lh_geometry *g)
     const lh_dims *d = g->d;
     lh_carve c = {.base = base};
     int64_t n = g->max_rows, rows = lh_head_rows(g);
+    int64_t routed = g->by_runs ? 0 : n; /* rows whose exchange the host plans */
 
-    h->expert = take(&c, n, d->top_k, sizeof(int32_t));
+    h->expert = take(&c, routed, d->top_k, sizeof(int32_t));
+    h->totals = take(&c, g->by_runs ? g->size : 0, d->n_experts + g->size, sizeof(int32_t));
     h->position = take(&c, n, 1, sizeof(int64_t));
-    h->segment = take(&c, n, 1, sizeof(int64_t));
+    h->segment = take(&c, routed, 1, sizeof(int64_t));
     h->tile_start = take(&c, g->max_segments + 1, 1, sizeof(int64_t));
     h->net = take(&c, lh_max64(g->max_segments, rows), 1, sizeof(int32_t));
     h->unit_start = take(&c, rows + 1, 1, sizeof(int64_t));

@@ -45,9 +45,10 @@ void lh_rank_plan_arenas(lh_rank_plan *out, const lh_geometry *g)
     out->workspace = saturating_add(out->workspace, g->k->stream_bytes(g->n_threads));
     out->communication = lh_communication_layout(&w, NULL, g);
     if (has_experts)
-        out->communication = saturating_add(
-            out->communication, lh_expert_bytes(g->round_rows, g->round_rows * g->size,
-                                                g->d->n_experts, g->d->top_k, g->rank, g->size));
+        out->communication =
+            saturating_add(out->communication,
+                           lh_expert_bytes(g->round_rows, g->round_rows * g->size, g->d->n_experts,
+                                           g->d->top_k, g->rank, g->size, g->by_runs));
     add_up(out);
 }
 

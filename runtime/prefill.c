@@ -27,8 +27,8 @@ static void describe_block(lh_engine *e, lh_session *s, int64_t turn, int64_t be
         b->tiles.n += run->n_segments;
         for (int64_t t = 0; t < run->n_tokens; t++) {
             h->position[b->n_rows + t] = turn + run->token + t;
-            h->segment[b->n_rows + t] =
-                e->g.by_runs ? e->comm->rank : (run->token + t) / e->g.segment;
+            if (!e->g.by_runs)
+                h->segment[b->n_rows + t] = (run->token + t) / e->g.segment;
         }
         b->n_rows += run->n_tokens;
         h->tile_start[b->tiles.n] = b->n_rows;

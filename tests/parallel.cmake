@@ -2,6 +2,7 @@ lh_test(test_shard LINK lh_parallel)
 lh_test(test_comm RANKS 1 2 3 4 LINK lh_parallel)
 lh_test(test_comm_first RANKS 1 3 4 LINK lh_parallel)
 lh_test(test_expert RANKS 1 2 3 4 5 8 LINK lh_parallel)
+lh_test(test_expert_plan RANKS 1 2 3 4 5 8 LINK lh_parallel)
 lh_test(test_rank LINK lh_launch)
 lh_test(test_cores SOURCES keepdl.c LINK lh_launch)
 
