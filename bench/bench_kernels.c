@@ -67,6 +67,7 @@ int main(int argc, char **argv)
     rig_must(parse(&o, argc, argv));
     rig_open(&r, &o);
     cases_rows(&r);
+    cases_plan(&r);
     cases_product(&r);
     cases_kda(&r);
     cases_mla(&r);

@@ -20,6 +20,7 @@ enum {
 };
 
 void cases_rows(rig *r);    /* embed, norms, convolution, latent, gather, combine, sample */
+void cases_plan(rig *r);    /* plan_send, plan_receive */
 void cases_product(rig *r); /* linear, router, ffn, moe_step */
 void cases_kda(rig *r);     /* gates, prefill, step */
 void cases_mla(rig *r);     /* prefill, decode */
