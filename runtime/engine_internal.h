@@ -338,7 +338,7 @@ typedef struct lh_recording {
 } lh_recording;
 
 struct lh_engine {
-    lh_comm *boot; /* host memory: set-up and expert plans */
+    lh_comm *boot; /* host memory: set-up and expert plans of the host */
     lh_comm *comm; /* rows and states, in memory of the stream's device; may be `boot` */
     const lh_kernels *k;
     lh_stream *s;
