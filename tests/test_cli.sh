@@ -206,6 +206,7 @@ scaling()
     check 'scale --csv: the smallest count' [ "$(grep -cE ',1,1,cpu,.*,1\.0000,1\.0000,' "$work/scale.csv")" -eq 6 ]
     check 'scale --csv: weak' grep -q '^weak,600,3,' "$work/scale.csv"
     check 'scale --json' [ "$(grep -cE '"(strong|weak|decode|valid|efficiency|imbalance)":' "$work/scale.json")" -eq 40 ]
+    check 'scale --json: phases' [ "$(grep -c '"name": "attention"' "$work/scale.json")" -eq 18 ]
     check 'scale --svg: lines' [ "$(grep -c '<polyline class="data"' "$work/scale.svg")" -eq 4 ]
     check 'scale --svg: title' grep -q 'cpu, 1 thread on each rank, synthetic weights, commit' "$work/scale.svg"
     if command -v xmllint >/dev/null; then

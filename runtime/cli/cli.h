@@ -133,6 +133,9 @@ const char *lh_cli_length(int64_t tokens);
 
 #define LH_CLI_PHASES 48 /* of an engine, at most */
 
+/* A list of name, min_s, mean_s, max_s, bytes, calls. NULL: out of memory. */
+json_t *lh_cli_phases_json(const lh_phase *p, int n);
+
 /* The end of a run: phases, memory and digest on standard error, --profile's file, and *json (an
  * object, or NULL), with the members that every run has, where --json says. Collective. */
 lh_status lh_cli_report(lh_cli *c, const char *digest, json_t *json);

@@ -66,11 +66,8 @@ static lh_status compute(lh_cli *c, logits_run *run, lh_session *session)
     begin = lh_log_seconds();
     for (int64_t i = 0; i < run->n_greedy; i++) {
         run->greedy[i] = fed = token;
-        item = (lh_step_item){.session = session,
-                              .tokens = &fed,
-                              .n_tokens = 1,
-                              .draw = &greedy,
-                              .token = &token};
+        item = (lh_step_item){
+            .session = session, .tokens = &fed, .n_tokens = 1, .draw = &greedy, .token = &token};
         if (i + 1 < run->n_greedy)
             LH_TRY(lh_step(c->engine, &item, 1));
     }

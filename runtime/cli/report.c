@@ -74,19 +74,28 @@ static void print_profile(FILE *f, const void *what)
                       (unsigned long long)p->phases[i].calls);
 }
 
+json_t *lh_cli_phases_json(const lh_phase *p, int n)
+{
+    json_t *phases = json_array();
+
+    for (int i = 0; i < n; i++)
+        if (json_array_append_new(
+                phases, json_pack("{s:s,s:f,s:f,s:f,s:I,s:I}", "name", p[i].name, "min_s",
+                                  p[i].min_s, "mean_s", p[i].mean_s, "max_s", p[i].max_s, "bytes",
+                                  (json_int_t)p[i].bytes, "calls", (json_int_t)p[i].calls)) != 0) {
+            json_decref(phases);
+            return NULL;
+        }
+    return phases;
+}
+
 static lh_status add_to_json(const lh_cli *c, const lh_phase *p, int n, const char *digest,
                              json_t *json)
 {
-    json_t *phases = json_array();
     int bad = json_object_set_new(json, "ranks", json_integer(c->rank.size));
 
     bad |= json_object_set_new(json, "backend", json_string(lh_engine_backend(c->engine)));
-    for (int i = 0; i < n; i++)
-        bad |= json_array_append_new(
-            phases, json_pack("{s:s,s:f,s:f,s:f,s:I,s:I}", "name", p[i].name, "min_s", p[i].min_s,
-                              "mean_s", p[i].mean_s, "max_s", p[i].max_s, "bytes",
-                              (json_int_t)p[i].bytes, "calls", (json_int_t)p[i].calls));
-    bad |= json_object_set_new(json, "phases", phases);
+    bad |= json_object_set_new(json, "phases", lh_cli_phases_json(p, n));
     bad |= json_object_set_new(json, "digest", json_string(digest));
     LH_REQUIRE(!bad, LH_ERR_NOMEM, "the JSON result: out of memory");
     return LH_OK;

@@ -109,12 +109,11 @@ static int share_of(const char *phase)
 
 static lh_status take_shares(const lh_scale *s, lh_scale_row *r)
 {
-    lh_phase phases[LH_CLI_PHASES];
+    const lh_phase *phases = r->phases;
     double all = 0;
-    int n = 0;
 
-    LH_TRY(lh_engine_phases(s->c->engine, phases, LH_CLI_PHASES, &n));
-    for (int i = 0; i < n; i++) {
+    LH_TRY(lh_engine_phases(s->c->engine, r->phases, LH_CLI_PHASES, &r->n_phases));
+    for (int i = 0; i < r->n_phases; i++) {
         int share = share_of(phases[i].name);
         all += phases[i].mean_s;
         r->shares[share] += phases[i].mean_s;

@@ -32,6 +32,8 @@ typedef struct lh_scale_row {
     double speedup;       /* against the smallest count */
     double efficiency;    /* speed-up / (ranks / those of the smallest count) */
     double shares[LH_N_SHARES];
+    lh_phase phases[LH_CLI_PHASES]; /* of all repeats */
+    int n_phases;
 } lh_scale_row;
 
 typedef struct lh_scale {

@@ -89,11 +89,14 @@ static json_t *row_json(const lh_scale_row *r)
                   r->ranks, "mean_s", r->mean_s, "sd_s", r->sd_s, "tokens_per_s", r->rate,
                   "speedup", r->speedup, "efficiency", r->efficiency);
 
+    int bad = json_object_set_new(json, "phases", lh_cli_phases_json(r->phases, r->n_phases));
+
     for (int i = 0; i < LH_N_SHARES; i++)
-        if (json_object_set_new(json, share_names[i], json_real(r->shares[i])) != 0) {
-            json_decref(json);
-            return NULL;
-        }
+        bad |= json_object_set_new(json, share_names[i], json_real(r->shares[i]));
+    if (bad) {
+        json_decref(json);
+        return NULL;
+    }
     return json;
 }
 
