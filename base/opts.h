@@ -116,7 +116,7 @@ typedef enum lh_opt_type {
       "lengths of prompts")                                                                        \
     X(DECODE_AT, "decode", SIZES, 2, 1 << 30, "1k,4k", LH_C(BENCH), "TOKENS,..",                   \
       "lengths of contexts after which tokens are decoded")                                        \
-    X(FILL, "fill", CHOICE, 0, 0, "prefill", LH_C(BENCH), "prefill|synthetic",                     \
+    X(FILL, "fill", CHOICE, 0, 0, "prefill", LH_C(BENCH) | LH_C(SCALE), "prefill|synthetic",       \
       "contexts of --decode; synthetic: random values in the caches")                              \
     X(REPEAT, "repeat", INT, 1, 1000, "5", LH_C(BENCH), "N", "measurements of each length")        \
     X(SCALE_REPEAT, "repeat", INT, 1, 1000, "3", LH_C(SCALE), "N", "measurements of each row")     \

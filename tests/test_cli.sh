@@ -202,7 +202,7 @@ scaling()
         --csv "$work/scale.csv" --svg "$work/scale.svg" --json "$work/scale.json"
     check 'scale: the same bits' grep -q 'ran it (the same bits)$' "$work/out"
     check 'scale --csv: rows' [ "$(grep -cE '^(strong|weak|decode),[0-9]+,[123],1,cpu,' "$work/scale.csv")" -eq 18 ]
-    check 'scale --csv: columns' [ "$(awk -F, 'NF != 16' "$work/scale.csv" | wc -l)" -eq 0 ]
+    check 'scale --csv: columns' [ "$(awk -F, 'NF != 17' "$work/scale.csv" | wc -l)" -eq 0 ]
     check 'scale --csv: the smallest count' [ "$(grep -cE ',1,1,cpu,.*,1\.0000,1\.0000,' "$work/scale.csv")" -eq 6 ]
     check 'scale --csv: weak' grep -q '^weak,600,3,' "$work/scale.csv"
     check 'scale --json' [ "$(grep -cE '"(strong|weak|decode|valid|efficiency|imbalance)":' "$work/scale.json")" -eq 40 ]
@@ -212,6 +212,8 @@ scaling()
     if command -v xmllint >/dev/null; then
         check 'scale --svg: XML' xmllint --noout "$work/scale.svg"
     fi
+    gives 'caches filled, not computed' 3 scale "${small[@]}" --lengths 70 --fill synthetic --quiet --csv "$work/scale.csv"
+    check 'scale --fill: marked' [ "$(grep -c '^decode,.*,filled$' "$work/scale.csv")" -eq 3 ]
     gives 'decoding of one sequence' 1 scale "${small[@]}" --lengths 2 --svg "$work/scale.svg"
     fails 64 "expected 1 to the job's" scale --counts 1,4
     fails 64 '--counts: ' scale --counts 0

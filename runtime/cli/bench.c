@@ -177,7 +177,7 @@ lh_status lh_cli_bench(lh_cli *c)
                   .batch = lh_opt_given(o, LH_OPT_BATCH) ? (int)lh_opt_number(o, LH_OPT_BATCH) : 1,
                   .repeat = (int)lh_opt_number(o, LH_OPT_REPEAT),
                   .flags = "--prefill, --decode",
-                  .where = "in other blocks"}};
+                  .where = "the same prompt in other blocks"}};
 
     LH_TRY(lh_cli_check_outputs(c));
     LH_TRY(lh_cli_open_config(c));

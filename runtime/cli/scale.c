@@ -52,7 +52,8 @@ static int find_prompt(lh_scale *s, int is_decode, int64_t tokens)
            (s->prompts[i].is_decode != is_decode || s->prompts[i].length != tokens))
         i++;
     if (i == s->n_prompts)
-        s->prompts[s->n_prompts++] = (lh_speed_row){.is_decode = is_decode, .length = tokens};
+        s->prompts[s->n_prompts++] = (lh_speed_row){
+            .is_decode = is_decode, .is_filled = is_decode && s->filled, .length = tokens};
     return i;
 }
 
@@ -192,11 +193,12 @@ lh_status lh_cli_scale(lh_cli *c)
     lh_status st = LH_OK;
     const lh_opt_value *lengths = &c->opts->values[LH_OPT_SCALE_LENGTHS];
     lh_scale s = {.c = c,
+                  .filled = strcmp(lh_opt_text(c->opts, LH_OPT_FILL), "synthetic") == 0,
                   .speed = {.c = c,
                             .batch = 1,
                             .repeat = (int)lh_opt_number(c->opts, LH_OPT_SCALE_REPEAT),
                             .flags = "--lengths, --counts",
-                            .where = "in other blocks or on fewer ranks",
+                            .where = "the same prompt in other blocks or on fewer ranks",
                             .phases_of_a_row = 1},
                   .lengths = lengths->items.sizes,
                   .n_lengths = lengths->n_items};

@@ -39,6 +39,7 @@ typedef struct lh_scale_row {
 typedef struct lh_scale {
     lh_cli *c;
     lh_speed speed;
+    int filled; /* --fill synthetic: decoding after contexts that are not computed */
     const int64_t *lengths;
     int n_lengths;
     int counts[LH_OPT_MAX_ITEMS], n_counts; /* rising */

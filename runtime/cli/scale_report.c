@@ -24,9 +24,11 @@ static lh_status print_table(const lh_scale *s, int kind)
         "decoding of one sequence after a prompt"};
     const lh_cli *c = s->c;
 
-    LH_TRY(lh_cli_printf(c, "%s\n%10s %6s %12s %10s %9s %10s | %9s %7s %8s %8s %9s\n", titles[kind],
-                         "tokens", "ranks", "tokens/s", "+- sd", "speed-up", "efficiency",
-                         "computing", "states", "experts", "latents", "imbalance"));
+    LH_TRY(lh_cli_printf(c, "%s%s\n%10s %6s %12s %10s %9s %10s | %9s %7s %8s %8s %9s\n",
+                         titles[kind],
+                         s->filled && kind == LH_SCALE_DECODE ? " (caches filled)" : "", "tokens",
+                         "ranks", "tokens/s", "+- sd", "speed-up", "efficiency", "computing",
+                         "states", "experts", "latents", "imbalance"));
     for (int l = 0; l < s->n_lengths; l++)
         for (int k = 0; k < s->n_counts; k++) {
             const lh_scale_row *r = lh_scale_row_at(s, kind, l, k);
@@ -56,11 +58,19 @@ static lh_status print_tables(const lh_scale *s)
         LH_TRY(print_table(s, kind));
     return lh_cli_printf(c,
                          "VALID: the logits of every row are those of the same prompt in other "
-                         "blocks and on every count that ran it (%s)\n",
-                         lh_speed_validity(&s->speed));
+                         "blocks and on every count that ran it (%s)%s\n",
+                         lh_speed_validity(&s->speed),
+                         s->filled ? "; those of decoding are also the same bits in two runs "
+                                     "(caches filled, not computed)"
+                                   : "");
 }
 
 /* ------------------------------------------------------------------- files */
+
+static const char *caches(const lh_scale *s, int kind)
+{
+    return s->filled && kind == LH_SCALE_DECODE ? "filled" : "computed";
+}
 
 static void print_csv(FILE *f, const void *scale)
 {
@@ -69,7 +79,7 @@ static void print_csv(FILE *f, const void *scale)
     (void)fputs("kind,tokens,ranks,threads,backend,mean_s,sd_s,tokens_per_s,speedup,efficiency", f);
     for (int i = 0; i < LH_N_SHARES; i++)
         (void)fprintf(f, ",%s", share_names[i]);
-    (void)fputs(",commit\n", f);
+    (void)fputs(",commit,caches\n", f);
     for (int kind = 0; kind < LH_N_SCALE_KINDS; kind++)
         for (int i = 0; i < s->n_lengths * s->n_counts; i++) {
             const lh_scale_row *r = lh_scale_row_at(s, kind, 0, i);
@@ -78,16 +88,16 @@ static void print_csv(FILE *f, const void *scale)
                           r->sd_s, r->rate, r->speedup, r->efficiency);
             for (int j = 0; j < LH_N_SHARES; j++)
                 (void)fprintf(f, ",%.4f", r->shares[j]);
-            (void)fprintf(f, ",%s\n", lh_build_commit);
+            (void)fprintf(f, ",%s,%s\n", lh_build_commit, caches(s, kind));
         }
 }
 
-static json_t *row_json(const lh_scale_row *r)
+static json_t *row_json(const lh_scale_row *r, const char *caches_are)
 {
     json_t *json =
-        json_pack("{s:I,s:i,s:f,s:f,s:f,s:f,s:f}", "tokens", (json_int_t)r->tokens, "ranks",
+        json_pack("{s:I,s:i,s:f,s:f,s:f,s:f,s:f,s:s}", "tokens", (json_int_t)r->tokens, "ranks",
                   r->ranks, "mean_s", r->mean_s, "sd_s", r->sd_s, "tokens_per_s", r->rate,
-                  "speedup", r->speedup, "efficiency", r->efficiency);
+                  "speedup", r->speedup, "efficiency", r->efficiency, "caches", caches_are);
 
     int bad = json_object_set_new(json, "phases", lh_cli_phases_json(r->phases, r->n_phases));
 
@@ -115,7 +125,8 @@ static json_t *make_json(const lh_scale *s)
     for (int kind = 0; kind < LH_N_SCALE_KINDS; kind++) {
         json_t *rows = json_array();
         for (int i = 0; i < s->n_lengths * s->n_counts; i++)
-            bad |= json_array_append_new(rows, row_json(lh_scale_row_at(s, kind, 0, i)));
+            bad |= json_array_append_new(rows,
+                                         row_json(lh_scale_row_at(s, kind, 0, i), caches(s, kind)));
         bad |= json_object_set_new(json, kind_names[kind], rows);
     }
     if (bad) {

@@ -48,10 +48,10 @@ const float *lh_speed_logits(const lh_speed *s)
     return s->logits;
 }
 
-static lh_status compare(lh_speed *s, const lh_speed_row *r)
+/* The last logits with r->want, which are of `other`. */
+static lh_status compare_with(lh_speed *s, const lh_speed_row *r, int exact, const char *other)
 {
     const float *got = lh_speed_logits(s);
-    int exact = s->exact || r->is_filled;
     double all = 0, off = 0;
 
     if (memcmp(got, r->want, (size_t)s->n_vocab * sizeof *got) == 0)
@@ -65,12 +65,17 @@ static lh_status compare(lh_speed *s, const lh_speed_row *r)
     s->worst = fmax(s->worst, off);
     LH_REQUIRE(!exact && off <= MAX_DIFFERENCE, LH_ERR_INTERNAL,
                "not valid: %s of %lld tokens: logits differ by %.3g of their size from those of "
-               "%s%s, expected %s",
+               "%s, expected %s",
                r->is_decode ? "decoding after a context" : "prefill", (long long)r->length, off,
-               r->is_filled ? "a first run from the same filled caches" : "the same prompt ",
-               r->is_filled ? "" : s->where,
-               exact ? "the same bits" : "at most " LH_TEXT(MAX_DIFFERENCE));
+               other, exact ? "the same bits" : "at most " LH_TEXT(MAX_DIFFERENCE));
     return LH_OK;
+}
+
+/* A measured run: the same calls as its reference from the same caches, or other blocks. */
+static lh_status compare(lh_speed *s, const lh_speed_row *r)
+{
+    return r->is_filled ? compare_with(s, r, 1, "a first run from the same filled caches")
+                        : compare_with(s, r, s->exact, s->where);
 }
 
 /* Every session after `length` tokens, ready to decode. */
@@ -87,13 +92,16 @@ static lh_status begin_decode(lh_speed *s, const lh_speed_row *r)
     return LH_OK;
 }
 
-/* Makes the reference of what the sessions have come to, or compares with it. */
+/* Makes the reference of what the sessions have come to. One that is known, of other ranks, must
+ * be like it; runs from filled caches are then held against their own. */
 static lh_status take_reference(lh_speed *s, lh_speed_row *r)
 {
-    if (!r->known)
+    lh_status st = r->known ? compare_with(s, r, s->exact, s->where) : LH_OK;
+
+    if (!r->known || r->is_filled)
         memcpy(r->want, lh_speed_logits(s), (size_t)s->n_vocab * sizeof *r->want);
     r->known = 1;
-    return lh_engine_agree(s->c->engine, compare(s, r));
+    return lh_engine_agree(s->c->engine, st);
 }
 
 /* The same calls as will be measured. */

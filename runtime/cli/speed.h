@@ -27,7 +27,7 @@ typedef struct lh_speed {
     int batch, repeat;
     int64_t room;        /* tokens of the longest sequence of all rows */
     const char *flags;   /* the options that ask for it, for messages */
-    const char *where;   /* where else the same prompts run, for messages: "in other blocks" */
+    const char *where;   /* what else the same prompts are, for messages */
     int phases_of_a_row; /* 1: the engine's phases are those of the last row's measured runs */
 
     int exact;             /* the same bits are expected */
