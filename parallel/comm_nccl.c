@@ -253,8 +253,11 @@ static lh_status nccl_sendrecv(lh_comm *c, const void *send, size_t send_bytes, 
 /* Whether the stream's work, or that up to its mark, has run. */
 static lh_status ask(nccl_comm *n, lh_stream *s, int mark, int *done)
 {
-    if (mark != LH_ALL)
-        return lh_stream_device(s)->passed(s, mark, done);
+    if (mark != LH_ALL) {
+        lh_status st = lh_stream_device(s)->passed(s, mark, done);
+        n->broken |= st != LH_OK;
+        return st;
+    }
     cudaError_t e = cudaStreamQuery(lh_cuda_stream_handle(s));
     *done = e == cudaSuccess;
     return e == cudaSuccess || e == cudaErrorNotReady

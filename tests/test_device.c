@@ -152,6 +152,7 @@ static void test_memory(void)
         dev->release(s, p);
     }
     CHECK_STATUS(dev->alloc(s, &p, SIZE_MAX - 3, "too much"), LH_ERR_NOMEM);
+    CHECK_STATUS(dev->alloc_host(s, &p, SIZE_MAX - 3, "too much"), LH_ERR_NOMEM);
     CHECK(strstr(lh_last_error(), "too much"));
     dev->release(s, NULL);
 

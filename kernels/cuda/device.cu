@@ -201,7 +201,12 @@ static lh_status cuda_alloc_host(lh_stream *s, void **out, size_t bytes, const c
 
     (void)s;
     *out = NULL;
-    LH_TRY(lh_cuda_status(cudaMallocHost(&p, bytes > 0 ? bytes : 1), what));
+    cudaError_t e = cudaMallocHost(&p, bytes > 0 ? bytes : 1);
+    if (e == cudaErrorMemoryAllocation) {
+        (void)cudaGetLastError();
+        return LH_FAIL(LH_ERR_NOMEM, "%s: %zu bytes of pinned host memory asked", what, bytes);
+    }
+    LH_TRY(lh_cuda_status(e, what));
     memset(p, 0, bytes);
     *out = p;
     return LH_OK;
