@@ -118,8 +118,6 @@ static void choose(exchange *x, int hot)
     }
     for (int i = 0; i < N_WAYS; i++)
         x->bytes[i] = rows[i] * x->row_bytes;
-    for (int64_t i = 0; i < x->n_rows; i++)
-        x->segment[i] = me * (x->n_rows / SEGMENT + 1) + i / SEGMENT;
 }
 
 /* ----------------------------------------------------------------- set-up */
@@ -142,16 +140,24 @@ static lh_status prepare_device(exchange *x)
     return dev->sync(x->r->s);
 }
 
+static lh_status number_segments(exchange *x)
+{
+    int64_t first = x->r->comm->rank * (x->n_rows / SEGMENT + 1);
+
+    LH_TRY(lh_alloc((void **)&x->segment, (size_t)x->n_rows * sizeof *x->segment, "segments"));
+    for (int64_t i = 0; i < x->n_rows; i++)
+        x->segment[i] = first + i / SEGMENT;
+    return LH_OK;
+}
+
 static lh_status prepare(exchange *x, int hot)
 {
     size_t n = (size_t)x->n_rows, size = (size_t)x->r->comm->size;
     int by_host = x->r->k->device->reads_host; /* as runtime/engine.c chooses */
 
     LH_TRY(lh_alloc((void **)&x->chosen, n * size * TOP_K * sizeof *x->chosen, "choices"));
-    LH_TRY(lh_alloc((void **)&x->segment, n * sizeof *x->segment, "segments"));
     choose(x, hot);
-    if (!by_host)
-        LH_TRY(prepare_device(x));
+    LH_TRY(by_host ? number_segments(x) : prepare_device(x));
     return lh_expert_create(&x->expert, x->n_rows, x->n_rows * x->r->comm->size, N_EXPERTS, TOP_K,
                             x->r->comm, x->r->boot, by_host ? NULL : &x->device);
 }

@@ -55,6 +55,8 @@ int ranks_close(ranks *r, const char *program, lh_status st)
     if (r->comm != r->boot)
         lh_comm_destroy(r->comm);
     lh_comm_destroy(r->boot);
+    if (r->s)
+        r->k->device->close(r->s);
     lh_comm_mpi_finalize();
     return lh_exit_code(st);
 }

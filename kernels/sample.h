@@ -97,6 +97,11 @@ LH_SAMPLE_INLINE double lh_sample_uniform(const lh_draw *d)
     return (double)(lh_synth_mix(key + d->number * step) >> 11) * 0x1p-53;
 }
 
+LH_SAMPLE_INLINE int64_t lh_sample_groups(int64_t n_vocab)
+{
+    return (n_vocab + LH_SAMPLE_GROUP - 1) / LH_SAMPLE_GROUP;
+}
+
 /* 1: the draw walks by id; 0: in order. */
 LH_SAMPLE_INLINE int lh_sample_is_by_id(const lh_sampling *how)
 {

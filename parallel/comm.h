@@ -18,7 +18,8 @@
  * On the device NCCL does not say which peer it waits for, nor does it compare sizes: a peer that
  * names another one, or is in another operation, is a wait until the deadline or wrong bytes. After
  * a wait too long the ranks therefore call the roll on the host, and name who does not answer; and
- * sizes that are not known to agree are exchanged through host memory first.
+ * sizes must be known to agree before: exchanged through host memory, or by an all-gather of a
+ * fixed size.
  */
 #ifndef LH_PARALLEL_COMM_H
 #define LH_PARALLEL_COMM_H

@@ -97,6 +97,10 @@ lh_status lh_expert_create(lh_expert **out, int64_t max_rows, int64_t max_block,
     e->plan.on_device = on_device;
     if (device)
         lh_expert_place_lists(e, device);
+    e->plan.send_row = e->send_row;
+    e->plan.pair_copy = e->pair_copy;
+    e->plan.back_pair = e->back_pair;
+    e->plan.source = e->source;
     for (int i = 0; !device && i < n_experts; i++)
         e->owner[i] = lh_split_owner(n_experts, i, c->size);
     *out = e;
@@ -206,17 +210,6 @@ static void pack_sent(lh_expert *e, const int32_t *expert, const int64_t *segmen
             g->n_pairs = e->next[r].pair - g->begin.pair;
         }
     }
-}
-
-lh_status lh_expert_planned(lh_expert *e, const lh_expert_plan **out)
-{
-    e->plan.send_row = e->send_row;
-    e->plan.pair_copy = e->pair_copy;
-    e->plan.back_pair = e->back_pair;
-    e->plan.source = e->source;
-    e->planned = 1;
-    *out = &e->plan;
-    return LH_OK;
 }
 
 lh_status lh_expert_exchange(lh_expert *e, lh_comm *c, const void *send, const counts *out,
@@ -398,7 +391,9 @@ lh_status lh_expert_make_plan(lh_expert *e, const int32_t *expert, const int64_t
     count_tiles(e, n_groups);
     place_pairs(e, n_groups);
 
-    return lh_expert_planned(e, out);
+    e->planned = 1;
+    *out = &e->plan;
+    return LH_OK;
 }
 
 static lh_status check_planned(const lh_expert *e, size_t row_bytes)

@@ -29,7 +29,8 @@ extern "C" {
 
 typedef struct lh_expert lh_expert;
 
-/* What plans made on the device need of the caller, who keeps it as long as the lh_expert. */
+/* What plans made on the device need of the caller, who keeps this memory as long as the lh_expert.
+ */
 typedef struct lh_expert_device {
     const lh_kernels *k;
     void *lists;     /* lh_expert_device_bytes(..) of its memory, 256-byte aligned */

@@ -107,29 +107,45 @@ static int64_t count_rows(const lh_expert *e, int r)
     return negative || n_pairs % e->top_k ? -1 : n_pairs / e->top_k;
 }
 
-/* After this, what comes is known to fit. */
+/* Whether what rank r says that it sends to each rank can be. All ranks have the same totals and
+ * come to the same end. */
+static lh_status check_totals(const lh_expert *e, int r, int64_t rows)
+{
+    counts of_pair;
+
+    for (int to = 0; to < e->comm->size; to++) {
+        int64_t there = e->first[to + 1] - e->first[to];
+        count_pairs(e, r, to, of_pair);
+        LH_REQUIRE(rows >= 0 && of_pair[COPIES] >= 0 && of_pair[COPIES] <= rows &&
+                       of_pair[PAIRS] >= of_pair[COPIES] &&
+                       of_pair[PAIRS] <= of_pair[COPIES] * lh_min64(e->top_k, there),
+                   LH_ERR_DISAGREE,
+                   "rank %d sends %lld of %lld rows to rank %d, %lld pairs to %lld experts", r,
+                   (long long)of_pair[COPIES], (long long)rows, to, (long long)of_pair[PAIRS],
+                   (long long)there);
+    }
+    return LH_OK;
+}
+
+/* After this, what comes and goes is known to fit. */
 static lh_status read_totals(lh_expert *e)
 {
     lh_expert_plan *p = &e->plan;
-    int64_t block = 0, here = e->own.end - e->own.begin;
+    int64_t block = 0;
 
     p->n_sent = p->n_received = p->n_pairs = 0;
     for (int r = 0; r < e->comm->size; r++) {
-        int64_t *f = e->from[r], rows = count_rows(e, r);
-        count_pairs(e, r, e->comm->rank, f);
-        count_pairs(e, e->comm->rank, r, e->to[r]);
+        int64_t rows = count_rows(e, r);
         LH_REQUIRE(rows <= e->max_block - block, LH_ERR_INVALID,
                    "a block of %lld rows or more, room for %lld", (long long)(block + rows),
                    (long long)e->max_block);
-        LH_REQUIRE(rows >= 0 && f[COPIES] >= 0 && f[COPIES] <= rows && f[PAIRS] >= f[COPIES] &&
-                       f[PAIRS] <= f[COPIES] * lh_min64(e->top_k, here),
-                   LH_ERR_DISAGREE,
-                   "rank %d sends %lld of %lld rows for %lld pairs to %lld experts", r,
-                   (long long)f[COPIES], (long long)rows, (long long)f[PAIRS], (long long)here);
+        LH_TRY(check_totals(e, r, rows));
+        count_pairs(e, r, e->comm->rank, e->from[r]);
+        count_pairs(e, e->comm->rank, r, e->to[r]);
         block += rows;
         p->n_sent += e->to[r][COPIES];
-        p->n_received += f[COPIES];
-        p->n_pairs += f[PAIRS];
+        p->n_received += e->from[r][COPIES];
+        p->n_pairs += e->from[r][PAIRS];
     }
     return LH_OK;
 }
@@ -169,5 +185,7 @@ lh_status lh_expert_finish_plan(lh_expert *e, lh_stream *s, const lh_expert_plan
                                                          .n_copies = e->plan.n_received,
                                                          .n_nets = (int)(e->own.end - e->own.begin),
                                                          .work = e->work}));
-    return lh_expert_planned(e, out);
+    e->planned = 1;
+    *out = &e->plan;
+    return LH_OK;
 }

@@ -76,9 +76,6 @@ void lh_expert_place_lists(lh_expert *e, const lh_expert_device *d);
 lh_status lh_expert_exchange(lh_expert *e, lh_comm *c, const void *send, const counts *out,
                              void *recv, const counts *in, int what, size_t bytes, lh_stream *s);
 
-/* The end of a plan: it may be used. */
-lh_status lh_expert_planned(lh_expert *e, const lh_expert_plan **out);
-
 #ifdef __cplusplus
 }
 #endif

@@ -83,24 +83,18 @@ typedef struct lh_step_input {
     int32_t id[LH_MAX_BATCH];
 } lh_step_input;
 
-/* Device buffers of a step. Those of different kinds of layers share memory. */
+/* Device buffers of a step. Those of different kinds of layers, and of the head, share memory. */
 typedef struct lh_workspace {
     /* all layers; n = max_rows */
     int32_t *ids;          /* [n] */
     void *x, *h;           /* [n, d_model] act: residual stream, normed */
     int32_t *conv_gather;  /* [taps - 1, 3, kda_heads] index: rows by token from rows by rank */
     int32_t *conv_scatter; /* the inverse */
-    void *last;            /* [head rows, d_model] act */
-    float *logits_part;    /* [head rows, n_vocab] in parts, see lh_own_part */
-    float *logits;         /* [head rows, n_vocab] */
-    lh_draw *draw;         /* [head rows] */
-    int32_t *token;        /* [head rows] */
-    void *sample_work;
-    int32_t *slots;       /* [batch, top_k] 0, 1, ..: decoding tokens' rows as they lie */
-    lh_step_input *input; /* [1] what changes from one decoding step to the next */
-    void **step_at;       /* [.., batch] of the step's sessions, see lh_step_pointers */
-    void **expert_at;     /* [n_layers, 3, own experts] gate, up, down, on such devices */
-    float *router_bias;   /* [n_layers, n_experts], on devices with memory of their own */
+    int32_t *slots;        /* [batch, top_k] 0, 1, ..: decoding tokens' rows as they lie */
+    lh_step_input *input;  /* [1] what changes from one decoding step to the next */
+    void **step_at;        /* [.., batch] of the step's sessions, see lh_step_pointers */
+    void **expert_at;      /* [n_layers, 3, own experts] gate, up, down, on such devices */
+    float *router_bias;    /* [n_layers, n_experts], on devices with memory of their own */
 
     struct {
         void *raw; /* [n, 3, D] act: before the convolution; later f, z, o [n, D] each */
@@ -159,6 +153,15 @@ typedef struct lh_workspace {
         void *hidden;  /* [n, top_k, 2, d_expert] or [n, 2, d_shared] or [n, 2, d_ffn] act */
         void *parts;   /* [n] times the widest row that ranks share, in parts: see lh_own_part */
     } step;
+    struct {
+        /* n = head rows */
+        void *last;         /* [n, d_model] act */
+        float *logits_part; /* [n, n_vocab] in parts, see lh_own_part */
+        float *logits;      /* [n, n_vocab] */
+        lh_draw *draw;      /* [n] */
+        int32_t *token;     /* [n] */
+        void *work;
+    } head;
 } lh_workspace;
 
 /* Host arrays of a step. */
@@ -168,7 +171,7 @@ typedef struct lh_host_space {
     int64_t *position;   /* [n] absolute position of each row */
     int64_t *segment;    /* [n] segment of each row, from the start of the turn; not by runs */
     int64_t *tile_start; /* [max_segments + 1] */
-    int32_t *net;        /* [max(max_segments, batch)]: zeros, for calls of one network */
+    int32_t *net;        /* [max(max_segments, head rows)]: zeros, for calls of one network */
     int64_t *unit_start; /* [head rows + 1] tiles of one row */
     lh_draw *draw;       /* [head rows] */
     int32_t *token;      /* [head rows] as downloaded */

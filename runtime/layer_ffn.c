@@ -219,8 +219,10 @@ lh_status lh_ffn_prefill(lh_engine *e, int l)
         e->observer.rows(e->observer.user, "weight", l, w->moe.weight, n, e->host.position);
     }
     for (int i = 0; i < b->n_rounds; i++) {
-        if (i > 0 && e->g.by_runs)
+        if (i > 0 && e->g.by_runs) {
+            lh_enter(e, LH_PHASE_ROUTE, l);
             LH_TRY(begin_plan(e, i));
+        }
         LH_TRY(exchange_round(e, lw, l, i));
     }
     return LH_OK;

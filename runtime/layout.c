@@ -182,24 +182,29 @@ static void layout_step(lh_workspace *w, lh_carve *c, const lh_geometry *g)
     w->step.parts = take(c, g->size > 1 ? n : 0, widest, act);
 }
 
+static void layout_head(lh_workspace *w, lh_carve *c, const lh_geometry *g)
+{
+    int64_t rows = lh_head_rows(g), vocab = g->d->n_vocab;
+
+    w->head.last = take(c, rows, g->d->d_model, g->act_bytes);
+    w->head.logits_part = take(c, g->size > 1 ? rows : 0, vocab, sizeof(float));
+    w->head.logits = take(c, rows, vocab, sizeof(float));
+    w->head.draw = take(c, rows, 1, sizeof(lh_draw));
+    w->head.token = take(c, rows, 1, sizeof(int32_t));
+    w->head.work = take_work(c, g->k->sample_work_bytes(rows, vocab));
+}
+
 size_t lh_workspace_layout(lh_workspace *w, void *base, const lh_geometry *g)
 {
     const lh_dims *d = g->d;
     lh_carve c = {.base = base};
     int64_t n = g->max_rows, conv_rows = (int64_t)(d->taps - 1) * 3 * d->kda_heads;
-    int64_t rows = lh_head_rows(g);
 
     w->ids = take(&c, n, 1, sizeof(int32_t));
     w->x = take(&c, n, d->d_model, g->act_bytes);
     w->h = take(&c, n, d->d_model, g->act_bytes);
     w->conv_gather = take(&c, conv_rows, 1, sizeof(int32_t));
     w->conv_scatter = take(&c, conv_rows, 1, sizeof(int32_t));
-    w->last = take(&c, rows, d->d_model, g->act_bytes);
-    w->logits_part = take(&c, g->size > 1 ? rows : 0, d->n_vocab, sizeof(float));
-    w->logits = take(&c, rows, d->n_vocab, sizeof(float));
-    w->draw = take(&c, rows, 1, sizeof(lh_draw));
-    w->token = take(&c, rows, 1, sizeof(int32_t));
-    w->sample_work = take_work(&c, g->k->sample_work_bytes(rows, d->n_vocab));
     w->slots = take(&c, g->batch, d->top_k, sizeof(int32_t));
     w->input = take(&c, 1, 1, sizeof(lh_step_input));
     w->step_at = take(&c, d->n_layers + d->n_kda_layers, g->batch, sizeof(void *));
@@ -208,8 +213,8 @@ size_t lh_workspace_layout(lh_workspace *w, void *base, const lh_geometry *g)
     w->router_bias =
         take(&c, g->k->device->reads_host ? 0 : d->n_layers, d->n_experts, sizeof(float));
 
-    /* the layers take turns in the memory behind */
-    lh_carve kda = c, mla = c, dense = c, moe = c, step = c;
+    /* the layers and the head take turns in the memory behind */
+    lh_carve kda = c, mla = c, dense = c, moe = c, step = c, head = c;
     if (d->n_kda_layers > 0)
         layout_kda(w, &kda, g);
     if (d->n_mla_layers > 0)
@@ -219,10 +224,12 @@ size_t lh_workspace_layout(lh_workspace *w, void *base, const lh_geometry *g)
     if (d->n_dense_layers < d->n_layers)
         layout_moe(w, &moe, g);
     layout_step(w, &step, g);
+    layout_head(w, &head, g);
     size_t used = kda.used;
     used = mla.used > used ? mla.used : used;
     used = dense.used > used ? dense.used : used;
     used = moe.used > used ? moe.used : used;
+    used = head.used > used ? head.used : used;
     return step.used > used ? step.used : used;
 }
 

@@ -159,8 +159,10 @@ lh_status lh_session_fill(lh_session *s, int64_t n_tokens, uint64_t seed);
  * Advances sessions of any lengths. Each item's tokens are one turn: its segments are counted from
  * its first token. One token takes the decoding path. No session may occur twice. Collective.
  *
- * LH_ERR_DATA: a token outside the vocabulary, or more tokens than the context has room for;
- * nothing was computed.
+ * Nothing was computed: LH_ERR_DATA: a token outside the vocabulary, or more tokens than the
+ * context has room for. LH_ERR_USAGE: a setting of a draw out of range. LH_ERR_INVALID: a draw
+ * without room for its token. After computing: LH_ERR_DATA: logits that are not finite; the
+ * sessions, logits and tokens of the step are not to be used then.
  */
 typedef struct lh_step_item {
     lh_session *session;

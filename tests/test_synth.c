@@ -298,6 +298,8 @@ static void test_groups(void)
     size_t row = (size_t)e->d.n_vocab * sizeof(float);
     float *want = malloc(N_LOGITS * row), *group = malloc(LH_LOGIT_ROWS * row);
     groups g = {want, e->d.n_vocab, N_TOKENS - N_LOGITS};
+    const lh_draw greedy = {.how = {.top_p = 1}};
+    int32_t drawn = -1;
     lh_session *s = open_session(e);
 
     for (int i = 0; i < N_TOKENS; i++)
@@ -306,8 +308,12 @@ static void test_groups(void)
     CHECK_OK(lh_step(e, &item, 1));
     CHECK_OK(lh_session_reset(s));
     item.logits = group;
+    item.draw = &greedy;
+    item.token = &drawn;
     CHECK_OK(lh_step_groups(e, &item, take_group, &g));
     CHECK_EQ(g.next, N_TOKENS);
+    CHECK_EQ(drawn,
+             lh_sample(want + (N_LOGITS - 1) * e->d.n_vocab, e->d.n_vocab, &greedy.how, 0, NULL));
     CHECK_OK(lh_session_reset(s));
     CHECK_STATUS(lh_step_groups(e, &item, refuse_group, NULL), LH_ERR_IO);
     lh_session_destroy(s);

@@ -132,6 +132,14 @@ static __device__ __forceinline__ uint4 pack8(const float x[8])
     return make_uint4(pack2(x[0], x[1]), pack2(x[2], x[3]), pack2(x[4], x[5]), pack2(x[6], x[7]));
 }
 
+/* As a number of the same order; 0 of no number but a NaN. */
+static __device__ __forceinline__ unsigned ordered(float x)
+{
+    unsigned bits = __float_as_uint(x);
+
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
 static __host__ __device__ __forceinline__ int64_t div_up(int64_t a, int64_t b)
 {
     return (a + b - 1) / b;

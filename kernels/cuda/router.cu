@@ -224,9 +224,7 @@ static __global__ void __launch_bounds__(WARPS * 32, 1)
 /* As an unsigned number of the same order; a NaN above all so that it shows. Never 0. */
 static __device__ __forceinline__ unsigned key_of(float x)
 {
-    unsigned bits = __float_as_uint(isnan(x) ? INFINITY : x);
-
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+    return ordered(isnan(x) ? INFINITY : x);
 }
 
 /* A lane has N experts of the row: lane, lane + 32, ... */

@@ -38,10 +38,7 @@ typedef struct row {
  * 0. */
 static __device__ __forceinline__ uint64_t key_of(float logit, int64_t id)
 {
-    unsigned bits = __float_as_uint(logit == 0 ? 0.0f : logit);
-
-    bits = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-    return (uint64_t)bits << 32 | (NONE - (unsigned)id);
+    return (uint64_t)ordered(logit == 0 ? 0.0f : logit) << 32 | (NONE - (unsigned)id);
 }
 
 static __device__ __forceinline__ int32_t id_of(uint64_t key)
@@ -147,7 +144,7 @@ static __device__ __forceinline__ double group_sum(const row *r, int64_t group, 
 /* Fills r->sum; returns the last of it, the mass of all weights of at least `least`. */
 static __device__ double sum_groups(shared *s, const row *r, double least)
 {
-    int64_t n_groups = div_up(r->n_vocab, GROUP);
+    int64_t n_groups = lh_sample_groups(r->n_vocab);
     double mass = 0;
 
     for (int64_t first = 0; first < n_groups; first += THREADS) {
@@ -168,7 +165,7 @@ static __device__ double sum_groups(shared *s, const row *r, double least)
 
 static __device__ int32_t draw_by_id(shared *s, const row *r)
 {
-    int64_t n_groups = div_up(r->n_vocab, GROUP);
+    int64_t n_groups = lh_sample_groups(r->n_vocab);
     double least = (double)r->how.min_p, target = r->u * sum_groups(s, r, least);
     unsigned group = NONE;
 
@@ -323,7 +320,7 @@ static __global__ void __launch_bounds__(THREADS)
     __shared__ shared s;
     const lh_draw d = draw[blockIdx.x];
     row r = {logits + blockIdx.x * n_vocab,
-             sums + blockIdx.x * div_up(n_vocab, GROUP),
+             sums + blockIdx.x * lh_sample_groups(n_vocab),
              n_vocab,
              d.how,
              lh_sample_uniform(&d),

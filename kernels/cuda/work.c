@@ -111,8 +111,7 @@ size_t lh_cuda_sample_work_bytes(int64_t n_rows, int64_t n_vocab)
 {
     lh_carve c = {0};
 
-    lh_carve_take(&c, (size_t)n_rows, (size_t)div_up(n_vocab, LH_SAMPLE_GROUP) * sizeof(double),
-                  ALIGN);
+    lh_carve_take(&c, (size_t)n_rows, (size_t)lh_sample_groups(n_vocab) * sizeof(double), ALIGN);
     return c.used;
 }
 

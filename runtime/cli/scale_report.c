@@ -57,11 +57,11 @@ static lh_status print_tables(const lh_scale *s)
     for (int kind = 0; kind < LH_N_SCALE_KINDS; kind++)
         LH_TRY(print_table(s, kind));
     return lh_cli_printf(c,
-                         "VALID: the logits of every row are those of the same prompt in other "
+                         "VALID: the logits of every %s are those of the same prompt in other "
                          "blocks and on every count that ran it (%s)%s\n",
-                         lh_speed_validity(&s->speed),
-                         s->filled ? "; those of decoding are also the same bits in two runs "
-                                     "(caches filled, not computed)"
+                         s->filled ? "prefill" : "row", lh_speed_validity(&s->speed),
+                         s->filled ? "; those of decoding are the same bits in two runs, and like "
+                                     "those of every count (caches filled, not computed)"
                                    : "");
 }
 

@@ -96,7 +96,8 @@ static lh_status begin_decode(lh_speed *s, const lh_speed_row *r)
  * be like it; runs from filled caches are then held against their own. */
 static lh_status take_reference(lh_speed *s, lh_speed_row *r)
 {
-    lh_status st = r->known ? compare_with(s, r, s->exact, s->where) : LH_OK;
+    const char *other = r->is_filled ? "the same filled caches on fewer ranks" : s->where;
+    lh_status st = r->known ? compare_with(s, r, s->exact, other) : LH_OK;
 
     if (!r->known || r->is_filled)
         memcpy(r->want, lh_speed_logits(s), (size_t)s->n_vocab * sizeof *r->want);
