@@ -23,6 +23,10 @@ COLOURS = {
     "line1": ("stroke", "#b4450f", "#ff9d5c"),
     "area0": ("fill", "#1d4e89", "#6cb0ff"),
     "area1": ("fill", "#b4450f", "#ff9d5c"),
+    "line2": ("stroke", "#2f6f3e", "#7ee096"),
+    "area2": ("fill", "#2f6f3e", "#7ee096"),
+    "line3": ("stroke", "#7b8794", "#7b8794"),
+    "area3": ("fill", "#7b8794", "#7b8794"),
 }
 
 
@@ -167,6 +171,21 @@ def prefill():
     return picture.svg()
 
 
+def scaled(name):
+    """Speed-up of the same prompt over the ranks, from a file of `longhaul scale`."""
+    used = [row for row in rows(name) if row["kind"] == "strong"]
+    series = {}
+    for row in used:
+        series.setdefault(f"{tokens_name(int(row['tokens']))} tokens", []).append(
+            (int(row["ranks"]), float(row["speedup"])))
+    series["as many as ranks"] = [(r, r) for r in sorted({int(row["ranks"]) for row in used})]
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in used))
+    picture = Picture(720, 420, "Prefill of one prompt on 1, 2 and 4 H200", "49.1 B parameters in bf16, synthetic",
+                      [f"Rows: bench/results/{name}; commit {commits}"])
+    lines(picture, series, "GPUs", "times as fast as one", False)
+    return picture.svg()
+
+
 def operations():
     """Single operations: their speed as a share of what stands beside them in the file."""
     used = newest(row for row in rows("h200.csv")
@@ -206,6 +225,7 @@ def main():
     if sys.argv[1:] not in ([], ["--check"]):
         sys.exit(f"plot: {' '.join(sys.argv[1:])}: expected nothing or --check")
     drawings = {path.stem: compared(path.name) for path in sorted(RESULTS.glob("compare-*.csv"))}
+    drawings.update({path.stem: scaled(path.name) for path in sorted(RESULTS.glob("scale-*.csv"))})
     drawings.update(prefill=prefill(), operations=operations())
     stale = []
     for stem, svg in drawings.items():
