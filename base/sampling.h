@@ -27,6 +27,9 @@ typedef struct lh_draw {
     uint64_t number; /* 0, 1, ..: of the tokens drawn with this seed */
 } lh_draw;
 
+/* The token of the largest logit. */
+#define LH_DRAW_GREEDY ((lh_draw){.how = {.top_p = 1}})
+
 #ifdef __cplusplus
 }
 #endif

@@ -8,7 +8,6 @@
  * other (64 of few tokens); the time of a run the longest of them, divided by the calls.
  */
 #include <getopt.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -128,22 +127,11 @@ static lh_status parse(options *o, int argc, char **argv)
     return LH_OK;
 }
 
-static double deviation(const double *x)
-{
-    double sum = 0, squares = 0;
-
-    for (int i = 0; i < REPEATS; i++)
-        sum += x[i];
-    for (int i = 0; i < REPEATS; i++)
-        squares += (x[i] - sum / REPEATS) * (x[i] - sum / REPEATS);
-    return sqrt(squares / (REPEATS - 1));
-}
-
 /* plain_s: the median of the plain exchange of as many bytes. Sorts seconds. */
 static void print(const bench *b, const exchange *x, const step *t, double *seconds, double plain_s)
 {
     int size = b->r.comm->size;
-    double sd_s = deviation(seconds), median_s = median(seconds, REPEATS);
+    double sd_s = deviation(seconds, REPEATS), median_s = median(seconds, REPEATS);
     char bytes[32] = "", rate[32] = "", beside[32] = "";
 
     if (t->way != N_WAYS) {

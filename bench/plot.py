@@ -171,8 +171,9 @@ def prefill():
     return picture.svg()
 
 
-def scaled(name):
-    """Speed-up of the same prompt over the ranks, from a file of `longhaul scale`."""
+def scaled():
+    """Speed-up of the same prompt over the GPUs, from a file of `longhaul scale`."""
+    name = "scale-h200.csv"
     used = [row for row in rows(name) if row["kind"] == "strong"]
     series = {}
     for row in used:
@@ -225,8 +226,7 @@ def main():
     if sys.argv[1:] not in ([], ["--check"]):
         sys.exit(f"plot: {' '.join(sys.argv[1:])}: expected nothing or --check")
     drawings = {path.stem: compared(path.name) for path in sorted(RESULTS.glob("compare-*.csv"))}
-    drawings.update({path.stem: scaled(path.name) for path in sorted(RESULTS.glob("scale-*.csv"))})
-    drawings.update(prefill=prefill(), operations=operations())
+    drawings.update({"prefill": prefill(), "operations": operations(), "scale-h200": scaled()})
     stale = []
     for stem, svg in drawings.items():
         path = IMAGES / f"{stem}.svg"

@@ -162,15 +162,9 @@ void rig_release(rig *r)
 
 static rig_time summary(double *seconds, int n, rig_way way)
 {
-    double sum = 0, squares = 0;
+    double sd_s = deviation(seconds, n), middle = median(seconds, n); /* which sorts */
 
-    for (int i = 0; i < n; i++)
-        sum += seconds[i];
-    for (int i = 0; i < n; i++)
-        squares += (seconds[i] - sum / n) * (seconds[i] - sum / n);
-    double middle = median(seconds, n);
-    return (rig_time){
-        .median_s = middle, .sd_s = sqrt(squares / (n - 1)), .least_s = seconds[0], .way = way};
+    return (rig_time){.median_s = middle, .sd_s = sd_s, .least_s = seconds[0], .way = way};
 }
 
 static lh_status queue(rig *r, void *data, rig_call run, int n_calls)

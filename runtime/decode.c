@@ -1,7 +1,7 @@
 /*
  * One token of each of some sessions on all ranks: every output element is computed whole by one
- * rank, then gathered. Rows are tiles of their own, so a session's bits do not depend
- * on those beside it.
+ * rank, then gathered. Rows are tiles of their own, so a session's bits do not depend on those
+ * beside it.
  */
 #include <string.h>
 

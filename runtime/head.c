@@ -42,7 +42,7 @@ static lh_status queue_draws(lh_engine *e, int64_t n, const lh_want *want)
 
     lh_enter(e, LH_PHASE_SAMPLE, -1);
     for (int64_t i = 0; i < n; i++)
-        e->host.draw[i] = want[i].draw ? *want[i].draw : (lh_draw){.how = {.top_p = 1}};
+        e->host.draw[i] = want[i].draw ? *want[i].draw : LH_DRAW_GREEDY;
     LH_TRY(
         e->k->device->upload(e->s, w->head.draw, e->host.draw, (size_t)n * sizeof *e->host.draw));
     LH_TRY(e->k->sample(e->s, &(lh_sample_args){.token = w->head.token,

@@ -33,7 +33,7 @@ int32_t lh_sample(const float *logits, int64_t n_vocab, const lh_sampling *p, ui
 double lh_logprob(const float *logits, int64_t n_vocab, int32_t token)
 {
     LH_ASSERT(token >= 0 && token < n_vocab);
-    const lh_draw greedy = {.how = {.top_p = 1}};
+    const lh_draw greedy = LH_DRAW_GREEDY;
     double top = (double)logits[lh_sample_row(logits, n_vocab, &greedy, NULL)];
     double sum = 0, x = (double)logits[token];
     for (int64_t i = 0; i < n_vocab; i++)

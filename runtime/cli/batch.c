@@ -93,19 +93,19 @@ static lh_status set_member(lh_cli *c, lh_request *r, const char *key, const jso
         return whole(value, key, where, 1, 1 << 30, &r->max_tokens);
     if (strcmp(key, "temperature") == 0) {
         LH_TRY(number(value, key, where, 0, 100, &x));
-        r->sampling.temperature = (float)x;
+        r->draw.how.temperature = (float)x;
     } else if (strcmp(key, "top_p") == 0) {
         LH_TRY(number(value, key, where, 0, 1, &x));
-        r->sampling.top_p = (float)x;
+        r->draw.how.top_p = (float)x;
     } else if (strcmp(key, "min_p") == 0) {
         LH_TRY(number(value, key, where, 0, 1, &x));
-        r->sampling.min_p = (float)x;
+        r->draw.how.min_p = (float)x;
     } else if (strcmp(key, "top_k") == 0) {
         LH_TRY(whole(value, key, where, 0, 1 << 30, &i));
-        r->sampling.top_k = (int)i;
+        r->draw.how.top_k = (int)i;
     } else if (strcmp(key, "seed") == 0) {
         LH_TRY(whole(value, key, where, 0, INT64_MAX, &i));
-        r->sampling.seed = (uint64_t)i;
+        r->draw.how.seed = (uint64_t)i;
     } else if (strcmp(key, "logprobs") == 0) {
         LH_TRY(whole(value, key, where, 0, 100, &i));
         r->n_logprobs = (int)i;
@@ -133,7 +133,7 @@ static lh_status parse_line(lh_cli *c, const char *text, size_t n_bytes, int lin
     LH_REQUIRE(!json_object_get(r->origin, "prompt") != !json_object_get(r->origin, "messages"),
                LH_ERR_DATA, "%s: expected either \"prompt\" or \"messages\"", where);
     json_object_foreach(r->origin, key, value) LH_TRY(set_member(c, r, key, value, where));
-    LH_TRY(lh_sampling_check(&r->sampling));
+    LH_TRY(lh_sampling_check(&r->draw.how));
     return lh_request_check(c, r, where);
 }
 

@@ -53,7 +53,7 @@ static lh_status allocate(const lh_cli *c, logits_run *run)
 
 static lh_status compute(lh_cli *c, logits_run *run, lh_session *session)
 {
-    const lh_draw greedy = {.how = {.top_p = 1}};
+    const lh_draw greedy = LH_DRAW_GREEDY;
     int64_t n_vocab = c->model.n_vocab;
     int32_t fed, token = 0;
     lh_step_item item = {session, run->ids, run->n_ids, run->n_last, run->logits, &greedy, &token};

@@ -152,7 +152,7 @@ static lh_status add_result(const lh_cli *c, needle *w, const trial *t, const lh
 
 static lh_status run_trial(lh_cli *c, needle *w, trial *t, int *found)
 {
-    lh_request r = {.max_tokens = ANSWER_TOKENS, .sampling = {.top_p = 1}};
+    lh_request r = {.max_tokens = ANSWER_TOKENS, .draw = LH_DRAW_GREEDY};
     lh_run run = {0};
     lh_status st = lh_job_agree(c->job, make_prompt(c, w, t, &r));
 

@@ -18,7 +18,7 @@ lh_status lh_request_init(lh_cli *c, lh_request *r)
 
     *r = (lh_request){
         .max_tokens = lh_opt_number(o, LH_OPT_MAX_TOKENS),
-        .sampling = {.temperature = (float)lh_opt_real(o, LH_OPT_TEMPERATURE),
+        .draw.how = {.temperature = (float)lh_opt_real(o, LH_OPT_TEMPERATURE),
                      .top_k = (int)lh_opt_number(o, LH_OPT_TOP_K),
                      .top_p = (float)lh_opt_real(o, LH_OPT_TOP_P),
                      .min_p = (float)lh_opt_real(o, LH_OPT_MIN_P),
@@ -27,7 +27,7 @@ lh_status lh_request_init(lh_cli *c, lh_request *r)
         .n_stops = stops->n_items,
     };
     memcpy(r->stops, stops->items.texts, sizeof r->stops);
-    return lh_sampling_check(&r->sampling);
+    return lh_sampling_check(&r->draw.how);
 }
 
 void lh_request_free(lh_request *r)
@@ -169,7 +169,7 @@ static lh_status prepare(lh_cli *c, lh_request *r, int64_t context)
 static lh_step_item make_item(lh_request *r, const int32_t *tokens, int64_t n_tokens,
                               int wants_logits)
 {
-    r->draw = (lh_draw){r->sampling, (uint64_t)r->n_tokens};
+    r->draw.number = (uint64_t)r->n_tokens;
     return (lh_step_item){.session = r->session,
                           .tokens = tokens,
                           .n_tokens = n_tokens,

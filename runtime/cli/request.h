@@ -14,7 +14,7 @@ typedef struct lh_request {
     int32_t *ids; /* [n_ids] the prompt */
     int64_t n_ids;
     int64_t max_tokens;
-    lh_sampling sampling;
+    lh_draw draw;   /* how its tokens are drawn, and the number of the next one */
     int n_logprobs; /* 0: none */
     const char *stops[LH_MAX_STOPS];
     int n_stops;
@@ -30,7 +30,6 @@ typedef struct lh_request {
     lh_session *session; /* while it runs */
     float *logits;       /* [n_vocab], of the last token's position, where they are wanted */
     int32_t token;       /* drawn by the step, to be added */
-    lh_draw draw;        /* how */
     size_t n_shown;      /* bytes of text handed to on_text */
 } lh_request;
 
