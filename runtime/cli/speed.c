@@ -26,17 +26,17 @@ static lh_status reset(lh_speed *s)
 }
 
 /* Tokens [begin, end) of every sequence, or of the last one alone. Each draws a token, as in use,
- * though the tokens fed are known; the last one's logits come along. */
-static lh_status step(lh_speed *s, int64_t begin, int64_t end, int only_last)
+ * though the tokens fed are known; with wants_logits the last one's logits come along. */
+static lh_status step(lh_speed *s, int64_t begin, int64_t end, int only_last, int wants_logits)
 {
-    static const lh_draw greedy = {.how = {.top_p = 1}};
+    const lh_draw greedy = LH_DRAW_GREEDY;
     int last = s->batch - 1, first = only_last ? last : 0;
 
     for (int i = first; i <= last; i++)
         s->items[i] = (lh_step_item){.session = s->sessions[i],
                                      .tokens = s->tokens + i * s->room + begin,
                                      .n_tokens = end - begin,
-                                     .n_logits = i == last,
+                                     .n_logits = wants_logits && i == last,
                                      .logits = s->logits,
                                      .draw = &greedy,
                                      .token = &s->drawn[i]};
@@ -85,7 +85,7 @@ static lh_status begin_decode(lh_speed *s, const lh_speed_row *r)
 
     if (!r->is_filled) {
         LH_TRY(reset(s));
-        return step(s, 0, r->length, 0);
+        return step(s, 0, r->length, 0, 0);
     }
     for (int i = 0; i < s->batch; i++)
         LH_TRY(lh_session_fill(s->sessions[i], r->length, seed + (uint64_t)i));
@@ -110,7 +110,7 @@ static lh_status run_filled_reference(lh_speed *s, lh_speed_row *r, int64_t end)
 {
     LH_TRY(begin_decode(s, r));
     for (int64_t i = r->length; i < end; i++)
-        LH_TRY(step(s, i, i + 1, 0));
+        LH_TRY(step(s, i, i + 1, 0, i + 1 == end));
     return take_reference(s, r);
 }
 
@@ -124,10 +124,10 @@ static lh_status run_reference(lh_speed *s, lh_speed_row *r, int64_t end)
         cut = segment;
     LH_TRY(reset(s));
     if (cut > 0)
-        LH_TRY(step(s, 0, cut, 1));
-    LH_TRY(step(s, cut, r->length, 1));
+        LH_TRY(step(s, 0, cut, 1, 0));
+    LH_TRY(step(s, cut, r->length, 1, r->length == end));
     for (int64_t i = r->length; i < end; i++)
-        LH_TRY(step(s, i, i + 1, 1));
+        LH_TRY(step(s, i, i + 1, 1, i + 1 == end));
     return take_reference(s, r);
 }
 
@@ -158,7 +158,7 @@ static lh_status measure_prefill(lh_speed *s, lh_speed_row *r)
     for (int i = 0; i < s->repeat; i++) {
         LH_TRY(reset(s));
         double begin = lh_log_seconds();
-        LH_TRY(step(s, 0, r->length, 0));
+        LH_TRY(step(s, 0, r->length, 0, 1));
         s->seconds[i] = lh_log_seconds() - begin;
         LH_TRY(lh_engine_agree(s->c->engine, compare(s, r)));
     }
@@ -177,7 +177,7 @@ static lh_status measure_decode(lh_speed *s, lh_speed_row *r)
     for (int i = 0; i < s->repeat; i++) {
         double begin = lh_log_seconds();
         for (int64_t end = at + STEPS; at < end; at++)
-            LH_TRY(step(s, at, at + 1, 0));
+            LH_TRY(step(s, at, at + 1, 0, at + 1 == last));
         s->seconds[i] = lh_log_seconds() - begin;
     }
     LH_TRY(lh_engine_agree(s->c->engine, compare(s, r)));
